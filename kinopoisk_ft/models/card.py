@@ -61,7 +61,9 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write the card to a folder."""
+        # By default, json would escape each letter of a Cyrillic class name.
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
+        # Callers write the whole folder atomically, so the card itself is written directly.
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
 
@@ -77,9 +79,11 @@ def read_card(folder: Path) -> Card:
             f"'{folder}' is not a model folder of kinopoisk_ft, because it has no {CARD}",
             fix="use the folder `model` in the output_dir of a run, or use a run id",
         )
+    # The card may be a symlink itself, so check the folder before reading the card.
     check_contents(folder)
     try:
         card = TypeAdapter(Card).validate_json(file.read_bytes())
+    # The ValidationError of pydantic is a ValueError.
     except (OSError, ValueError) as error:
         raise UserError(
             f"{CARD} cannot be read: {error}",

@@ -48,6 +48,7 @@ class CheckpointRecipe(ModelRecipe):
 
     def set_origin(self, network: Network) -> Network:
         """Set `base` and `revision` of a network to the checkpoint of this recipe."""
+        # The card stores this path, and later commands may run in another folder.
         network.base = str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
         network.revision = self.revision
         return network
@@ -56,6 +57,7 @@ class CheckpointRecipe(ModelRecipe):
         """Count the blocks, and all weights except embeddings, without loading weights."""
         config = load_config(self.name, self.revision)
         body = build_without_weights(config)
+        # An embedding is a lookup without multiplications, so its weights take no time.
         embeddings = sum(
             part.weight.numel() for part in body.modules() if isinstance(part, nn.Embedding)
         )
@@ -64,6 +66,7 @@ class CheckpointRecipe(ModelRecipe):
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
         """Load the pretrained tokenizer; `texts` is ignored."""
+        # A revision exists only in its own repository.
         own = self.tokenizer == self.name
         return load_tokenizer(self.tokenizer, self.revision if own else self.tokenizer_revision)
 
@@ -111,6 +114,7 @@ def list_configs(config: PreTrainedConfig) -> list[Any]:
 
 def read_class_names(config: PreTrainedConfig) -> list[str]:
     """Return the class names in a config, in the order of their ids."""
+    # config.json may list the classes in any order. The id is the index of the logit.
     return [name for _, name in sorted((config.id2label or {}).items())]
 
 
@@ -194,6 +198,7 @@ def load_encoder(
         encoder_class = type(build_without_weights(config))
         with_decoder = config.architectures != [encoder_class.__name__]
         model_class = AutoModel if with_decoder else encoder_class
+    # By default, transformers would use the dtype of the checkpoint, which may be fp16.
     model, info = model_class.from_pretrained(
         source, config=config, output_loading_info=True, dtype=DTYPES[dtype],
         trust_remote_code=False, **options,
@@ -203,6 +208,7 @@ def load_encoder(
     missing = set(info["missing_keys"])
     if not with_decoder:
         return model, missing
+    # The missing names are those of the whole model, whose decoder is not needed.
     return model.get_encoder(), {
         name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")
     }
@@ -222,5 +228,6 @@ def build_encoder(config: PreTrainedConfig) -> Any:
 
 def _has_separate_encoder(config: PreTrainedConfig) -> bool:
     # T5 is an example of an architecture with an encoder-only class.
+    # For BERT and other models without a decoder, both mappings contain the same class.
     encoder_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     return encoder_class is not None and encoder_class != MODEL_MAPPING[type(config)]

@@ -97,12 +97,14 @@ class Encoder(CheckpointRecipe):
         """
         config = self._read_config()
         original_names = read_class_names(config)
+        # Loading needs the number of classes, because it is the size of the last layer.
         set_classes(config, class_names)
         network = None
         if self._has_classifier(config):
             network = self._build_hugging_face(config, original_names)
         if network is None:
             network = self._build_pooled(config, len(class_names))
+        # Every adapter trains the head, and trained weights must be fp32.
         store_in_fp32(network.module, network.head)
         check_stored(network.module, self.name)
         if network.fresh:
@@ -162,14 +164,17 @@ class Encoder(CheckpointRecipe):
     def build_skeleton(self) -> Network | None:
         """Build a classifier without weights. Its head may differ from the one in `build`."""
         config = self._read_config()
+        # The result is not needed. The call refuses a value of `pooling` that is not available.
         self._has_classifier(config)
         with torch.device("meta"):
+            # The number of classes and the pooling do not affect the layers below the head.
             return build_pooled_network(build_without_weights(config), 2, "mean")
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a masked language model for pretraining."""
         config = self._read_config()
         with access_hub("model", self.name, HUB_FIX):
+            # Pretraining trains all weights, and trained weights must be fp32.
             module = AutoModelForMaskedLM.from_pretrained(
                 self.name, config=config, revision=self.revision, dtype=torch.float32,
                 trust_remote_code=False,
@@ -181,6 +186,7 @@ class Encoder(CheckpointRecipe):
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        # Classifiers of encoder-decoder models also run the decoder, which this project leaves out.
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
             raise UserError(
@@ -213,19 +219,23 @@ class Encoder(CheckpointRecipe):
         last = find_output_layer(module)
         self._check_sizes(info["mismatched_keys"], last)
         unused = freeze_unused_pooler(module)
+        # Missing and mismatched weights are random now. An unused pooler is not trained.
         fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - unused
         if self.pooling == "auto" and any(not name.startswith(f"{last}.") for name in fresh):
             log.info("%s lacks classifier weights below the last layer, so mean pooling and a "
                      "linear head are used instead", self.name)  # fmt: skip
             return None
+        # The shape fits, but the rows of the last layer belong to other classes or another order.
         if not fresh and original_names != read_class_names(config):
             log.info("%s was trained for other classes (%s), so its last layer is initialized "
                      "randomly", self.name, ", ".join(original_names))  # fmt: skip
             fresh = reset_layer(module, last)
+        # The last layer belongs to the head even if all of its weights were loaded.
         heads = sorted({find_head_module(name) for name in fresh | {f"{last}.weight"}})
         return describe_encoder(module, HuggingFaceLayout(), heads, fresh, "pooler")
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
+        # `ignore_mismatched_sizes` accepts wrong shapes in all layers, not only in the last one.
         for name, actual, expected in mismatched:
             if not name.startswith(f"{last}."):
                 raise UserError(

@@ -50,8 +50,10 @@ class FirstTokenAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, core.layer_idx)
         # From the mask (batch, heads or 1, queries, keys), only the first query is needed.
+        # Without padding, the mask is None. For flash-attn, it lists the real tokens instead.
         if isinstance(attention_mask, Tensor):
             attention_mask = attention_mask[:, :, :1]
+        # Look up the function in each call, because training temporarily replaces it.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             core.config._attn_implementation, sdpa_attention_forward
         )
@@ -61,11 +63,13 @@ class FirstTokenAttention(nn.Module):
             dropout=dropout, scaling=core.scaling, **kwargs,
         )[0]  # fmt: skip
         # The attention output has the shape (batch, 1, heads, head_dim).
+        # The residual connection in `output` also needs only the first token.
         return self.output(out.flatten(2), first), None
 
 
 def shorten_last_block(network: Network) -> Network:
     """Limit the last block to the first token, if the head reads only this token."""
+    # Some heads of transformers also read other tokens. The comparison of logits finds them.
     if network.layers and network.pooling in ("pooler", "cls"):
         limit_to_first_token(network.module, list_blocks(network)[-1])
     return network
@@ -83,9 +87,11 @@ def limit_to_first_token(module: nn.Module, block: nn.Module) -> bool:
     """
     attention: Any = getattr(block, "attention", None)
     core = getattr(attention, "self", None)
+    # RoFormer, Longformer and BigBird compute attention differently and have no `scaling`.
     if not all(hasattr(core, name) for name in ("query", "key", "value", "scaling")):
         return False
     expected = _compute_logits(module)
+    # A new module is in training mode, whatever the mode of the old one.
     block.attention = FirstTokenAttention(attention).train(attention.training)
     # Blocks of other architectures raise various errors. They keep their own attention.
     try:

@@ -35,16 +35,19 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         """Compute (..., out) from x (..., in) and a frozen weight (out, in)."""
         ctx.save_for_backward(weight)
+        # The converted copy of the weight is freed after the product.
         return F.linear(x, weight.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Compute the gradient of x."""
         (weight,) = ctx.saved_tensors
+        # The weight is frozen, so it gets no gradient.
         return grad @ weight.to(grad.dtype), None
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # Autocast itself converts x and the weight to its dtype.
     if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     out: Tensor = _Product.apply(x, weight)
@@ -70,6 +73,7 @@ class Bf16Conv1D(Conv1D):
 
         The result has the dtype of autocast, or of the input if autocast is off.
         """
+        # The transposed view has the shape (out, in), which `F.linear` expects.
         return _multiply(x, self.weight.T, self.bias)
 
 
@@ -95,13 +99,16 @@ def store_in_bf16(model: Any) -> None:
     tokens = model.get_input_embeddings()
     matrices: set[Tensor] = set()
     for part in model.modules():
+        # Subclasses may compute something else, so compare exact types.
         is_embedding = part is tokens and type(part) is nn.Embedding
         if is_embedding or type(part) in STORED:
+            # A new class, instead of a new module, keeps the weights and hooks of the layer.
             part.__class__ = Bf16Embedding if is_embedding else STORED[type(part)]
             matrices.add(part.weight)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
             dtype = torch.bfloat16 if tensor in matrices else torch.float32
+            # The Parameter objects stay the same, because they may be tied.
             tensor.data = tensor.data.to(dtype)
 
 
@@ -118,6 +125,7 @@ def check_stored(module: nn.Module, name: str) -> None:
     try:
         with torch.no_grad():
             run_example_batch(module)
+    # PyTorch raises RuntimeError if the factors of a product have different dtypes.
     except RuntimeError as error:
         raise UserError(
             f"the code of '{name}' cannot compute with matrices in bf16: {error}",

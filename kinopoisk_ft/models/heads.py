@@ -125,6 +125,7 @@ class PooledLayout(EncoderLayout):
         encoder, _ = load_encoder(source, config, card.dtype, revision=card.revision, **options)
         # transformers adds a randomly initialized pooler, which our head does not use.
         encoder.pooler = None
+        # This subclass has `save_pretrained`, for example to save the model with a merged adapter.
         module = PooledForSequenceClassification(make_config(encoder, card), encoder)
         if trained:
             weights = load_file(head)
@@ -132,6 +133,7 @@ class PooledLayout(EncoderLayout):
             for name in {"weight", "bias"} & weights.keys():
                 weights[f"classifier.{name}"] = weights.pop(name)
             names = [name for name in module.state_dict() if not name.startswith(BODY)]
+            # `weights[name]` raises KeyError for a missing weight; `strict=False` would ignore it.
             module.load_state_dict({name: weights[name] for name in names}, strict=False)
         return module
 
@@ -180,6 +182,7 @@ def build_pooled_network(
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
     module = PooledClassifier(encoder, num_labels, pooling, dropout, window_pooling)
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
+    # All weights outside the encoder are new: the linear layer and the scores of windows.
     fresh |= {name for name, _ in module.named_parameters() if not name.startswith(BODY)}
     heads = sorted({find_head_module(name) for name in fresh})
     layout = PooledLayout()
@@ -193,6 +196,7 @@ def freeze_unused_pooler(module: nn.Module) -> set[str]:
         return set()
     with torch.enable_grad():
         used = find_parameters_in_graph(run_example_batch(module).logits)
+    # These weights would get no gradient, which `check_gradients` would refuse.
     unused = {name for name, parameter in named.items() if parameter not in used}
     for name in unused:
         named[name].requires_grad_(False)
@@ -201,6 +205,7 @@ def freeze_unused_pooler(module: nn.Module) -> set[str]:
 
 def find_output_layer(module: nn.Module) -> str:
     """Return the name of the last linear layer of a transformers classifier."""
+    # Classifiers of transformers define their output layer last.
     return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
 
 
@@ -208,6 +213,7 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
     """Reinitialize a linear layer as transformers does; return the parameter names."""
     linear: Any = module.get_submodule(layer)
     config: Any = module.config
+    # 0.02 is the default of transformers for configs without `initializer_range`.
     nn.init.normal_(linear.weight, std=getattr(config, "initializer_range", 0.02))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
@@ -220,6 +226,7 @@ def find_head_module(parameter: str) -> str:
     A parameter outside of all head modules gives the name of the module that owns it.
     """
     parts = parameter.split(".")
+    # Classifiers of transformers use these names, for example `score` after a decoder.
     for name in ("classifier", "score", "pooler", "head"):
         if name in parts:
             return ".".join(parts[: parts.index(name) + 1])
@@ -243,6 +250,7 @@ def describe_encoder(
     return Network(
         module=module,
         layout=layout,
+        # The config of a multimodal model has the number of layers in a nested text config.
         layers=_find_layers(module, config.get_text_config()),
         embeddings=_find_embeddings(module),
         head=list(head),
@@ -257,11 +265,13 @@ def _find_layers(module: nn.Module, config: Any) -> str:
     # ALBERT runs each of its blocks several times. All published checkpoints have one block.
     repeated = getattr(config, "num_hidden_groups", None)
     count = getattr(config, "num_hidden_layers", 0) if repeated is None else repeated
+    # Each architecture has its own name for the list of blocks, so compare the lengths.
     lists = {n: part for n, part in module.named_modules() if isinstance(part, nn.ModuleList)}
     return next((name for name, part in lists.items() if len(flatten_blocks(part)) == count), "")
 
 
 def _find_embeddings(module: nn.Module) -> list[str]:
+    # A module comes before its submodules, so this is the outermost module with this name.
     names = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
     if names:
         return names

@@ -58,6 +58,7 @@ class PooledClassifier(nn.Module):
         if dropout is None:
             dropout = getattr(config, "classifier_dropout", None)
         if dropout is None:
+            # 0.1 is the default of BERT. Some configs have other names for dropout.
             dropout = getattr(config, "hidden_dropout_prob", 0.1)
         self.dropout = nn.Dropout(dropout)
         # Longformer and LED classify with global attention at the first token.
@@ -67,6 +68,7 @@ class PooledClassifier(nn.Module):
             None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
         )
         self.classifier = nn.Linear(config.hidden_size, num_labels)
+        # This is the initialization in `PreTrainedModel._init_weights` of transformers.
         nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
 
@@ -81,9 +83,11 @@ class PooledClassifier(nn.Module):
         ids, mask = flatten_windows(input_ids, attention_mask)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.attends_globally:
+            # In this mask (batch, length), 1 stands for global attention.
             first = torch.zeros_like(ids)
             first[:, 0] = 1
             inputs["global_attention_mask"] = first
+        # The shape is (batch, length, d_model), where each window counts as one row of the batch.
         hidden = self.encoder(**inputs).last_hidden_state
         # For Funnel, there are more hidden states than tokens; see `pad_for_funnel`.
         vectors = pool(hidden[:, : ids.shape[1]], mask, self.pooling)
@@ -111,6 +115,7 @@ class SavedClassifier(PreTrainedModel):
             UserError: the adapter or its base model cannot be loaded.
         """
         source = pretrained_model_name_or_path
+        # This method always needs the info, so it passes the option itself.
         wants_info = options.pop("output_loading_info", False)
         if (Path(source) / ADAPTER).is_file():
             model, info = cls._merge(Path(source)), {}
@@ -127,6 +132,7 @@ class SavedClassifier(PreTrainedModel):
     @classmethod
     def _merge(cls, folder: Path) -> Any:
         model = cls.load_adapted(folder).merge_and_unload()
+        # The config was made from the card, which does not contain the sizes of windows.
         model.config.windows = cls.config_class.from_pretrained(folder).windows
         return model
 
@@ -149,9 +155,11 @@ class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
         PooledClassifier.__init__(
             self, encoder, config.num_labels, config.pooling, None, config.window_pooling
         )
+        # Both share one config, because `match_tokenizer` sets its pad id and `forward` reads it.
         config.encoder_config = encoder.config
         # The path of the base model has no meaning in the config.json of the classifier.
         encoder.config.name_or_path = ""
+        # If an encoder is given, the layout adds this padding in `match_tokenizer`.
         if is_new:
             pad_for_funnel(self, encoder.config.pad_token_id)
         PreTrainedModel.post_init(self)

@@ -21,12 +21,14 @@ class PooledConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPES["pooled"]
+    # transformers also applies options such as the dtype to the configs that are listed here.
     sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig}
     pooling = "mean"
     window_pooling = None
     windows = None
 
     def __init__(self, encoder_config: dict[str, Any] | None = None, **options: Any) -> None:
+        # transformers also creates configs without arguments, to find out the default values.
         self.encoder_config = encoder_config and AutoConfig.for_model(**encoder_config)
         super().__init__(**options)
 
@@ -56,6 +58,7 @@ class Mamba2ClassifierConfig(Mamba2Config):
 
 CONFIGS = (PooledConfig, MambaClassifierConfig, Mamba2ClassifierConfig)
 for config in CONFIGS:
+    # `exist_ok` lets the class replace the placeholder of `kinopoisk_ft/__init__.py`.
     AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
@@ -65,6 +68,7 @@ def convert_config(config: PreTrainedConfig, kind: type[PreTrainedConfig], **mor
     `more` adds or replaces options. If `kind` is a config class of transformers, the classifier
     options of `config` are left out.
     """
+    # These two options describe the class of the old config.
     left_out = {"model_type", "architectures"}
     if kind not in CONFIGS:
         left_out |= {"pooling", "window_pooling", "windows"}
@@ -85,5 +89,6 @@ def describe_classifier(card: Any, windows: Windows | None = None) -> dict[str, 
         "window_pooling": card.window_pooling,
         "id2label": dict(enumerate(card.class_names)),
         "label2id": {name: i for i, name in enumerate(card.class_names)},
+        # transformers loads the weights in this dtype by default.
         "dtype": "float32",
     }

@@ -25,7 +25,9 @@ def replace_forward(
         forward: the new method.
         first: another new method for the first module; if None, it also gets `forward`.
     """
+    # Without parts, this list still has one item, which `strict=False` below ignores.
     methods = [first or forward, *[forward] * (len(parts) - 1)]
+    # An attribute of the instance hides the method of its class. Keep one that is already there.
     before = [vars(part).get("forward") for part in parts]
     try:
         for part, method in zip(parts, methods, strict=False):
@@ -97,6 +99,7 @@ def find_parameters_in_graph(tensor: Tensor) -> set[Tensor]:
 def run_example_batch(
     module: nn.Module,
     ids: Sequence[Sequence[int]] = ((0, 1, 2, 3), (3, 1, 0, 2)),
+    # One row has padding, because transformers drops a mask that contains only ones.
     lengths: Sequence[int] = (4, 3),
 ) -> Any:
     """Run a module on a small batch in evaluation mode and return the output.

@@ -37,17 +37,20 @@ class MambaMixer(nn.Module):
     def __init__(self, config: MambaConfig | FalconMambaConfig, scan_backend: str) -> None:
         super().__init__()
         inner, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
+        # These are the widths of dt, B and C in the output of `x_proj`.
         self.sizes = (int(rank), states, states)
         self.scan_backend = scan_backend
         self.conv_backend = match_conv_backend(scan_backend)
         # Only the configs of Falcon Mamba have this attribute.
         self.norm_eps = getattr(config, "mixer_rms_eps", None)
+        # One product computes both u and the gate z.
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner, inner, config.conv_kernel, groups=inner, bias=config.use_conv_bias
         )
         self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
         self.dt_proj = nn.Linear(int(rank), inner)
+        # A is stored as log(-A), so that it stays negative in training.
         self.A_log = nn.Parameter(torch.empty(inner, states))
         self.D = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=config.use_bias)
@@ -65,6 +68,7 @@ class MambaMixer(nn.Module):
         """
         # u and the gate z have the shape (B, L, E).
         u, z = self.in_proj(hidden).chunk(2, dim=-1)
+        # nn.Conv1d has a weight (E, 1, width), and the operator expects (E, width).
         kernel = self.conv1d.weight.squeeze(1)
         u = causal_conv1d(u, kernel, self.conv1d.bias, lengths, self.conv_backend)
         # dt has the shape (B, L, R), B and C have (B, L, N), and delta has (B, L, E).
@@ -75,6 +79,7 @@ class MambaMixer(nn.Module):
         # softplus(delta), by 1 to 2 %.
         with disable_autocast(dt.device):
             delta = self.dt_proj(dt.float())
+        # A has the shape (E, N). It is negative, so the state decays: exp(dt A) is less than 1.
         A = -torch.exp(self.A_log.float())
         y = selective_scan(
             u, delta, A, B, C, self.D.float(), z, lengths=lengths, backend=self.scan_backend
@@ -87,6 +92,7 @@ class MambaMixer(nn.Module):
         # A = -(1, 2, …, N) in each channel: the S4D-Real initialization (section 3.6 of the paper).
         rows = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(rows).expand_as(self.A_log))
+        # The bound and both schemes are those of mamba_simple.py, the code of the authors.
         bound = int(config.time_step_rank) ** -0.5 * config.time_step_scale
         if config.time_step_init_scheme == "constant":
             nn.init.constant_(self.dt_proj.weight, bound)
@@ -108,6 +114,7 @@ class MambaBlock(GradientCheckpointingLayer):
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         # The norm returns the dtype of the next matrix product, which saves a separate cast.
         normalised = self.norm(hidden, get_matmul_dtype(hidden))
+        # Under autocast, the mixer returns half precision, but the residual stream stays float32.
         return hidden + self.mixer(normalised, lengths).to(hidden.dtype)
 
 
@@ -149,6 +156,7 @@ class MambaBackbone(nn.Module):
             attention_mask: (B, L), with ones before zeros in each row; None if there is no padding.
         """
         lengths = None if attention_mask is None else right_padded_lengths(attention_mask)
+        # The hidden states (B, L, D) stay float32, because autocast does not affect embeddings.
         hidden = self.embeddings(input_ids)
         for block in self.layers:
             hidden = block(hidden, lengths)
@@ -166,6 +174,7 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
     message = "Mamba needs padding on the right: set padding_side='right' in the tokenizer"
     # Branching on a value would break the graph of torch.compile, and meta tensors have no values.
     if not torch.compiler.is_compiling() and not real.is_meta:
+        # No real token may follow padding.
         ordered = (real[:, :-1] | ~real[:, 1:]).all()
         if real.is_cuda:
             torch._assert_async(ordered, message)
@@ -226,6 +235,7 @@ class MambaClassifier(nn.Module):
         (B, windows, L). Other arguments, such as a tokenizer's token_type_ids, are ignored.
         """
         ids, mask = flatten_windows(input_ids, attention_mask)
+        # Without a mask, the backbone reads padding as tokens, as in the original study.
         hidden = self.backbone(ids, None if self.pooling == "last_position" else mask)
         vectors = pool(hidden, mask, self.pooling)
         if self.window_pooling is not None:

@@ -37,6 +37,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """Gate and normalize y (B, L, E) in float32; the gate z has the same shape."""
+        # The shape is (B, L, G, E / G).
         gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
         return self.weight * rms_norm(gated, eps=self.eps).flatten(-2)
 
@@ -50,10 +51,13 @@ class Mamba2Mixer(nn.Module):
         inner = heads * config.head_dim
         self.scan_backend = scan_backend
         self.conv_backend = match_conv_backend(scan_backend)
+        # These are the smallest and the largest step size dt, after softplus.
         self.limit: tuple[float, float] = tuple(config.time_step_limit)
         self.head_dim, self.groups = config.head_dim, groups
+        # These are the widths of x, B and C. One convolution processes all of them.
         self.parts = (inner, groups * states, groups * states)
         convolved = sum(self.parts)
+        # One product computes the gate z, the input of the convolution, and dt.
         self.in_proj = nn.Linear(
             config.hidden_size, inner + convolved + heads, bias=config.use_bias
         )
@@ -72,6 +76,7 @@ class Mamba2Mixer(nn.Module):
         inner, convolved, heads = self.parts[0], sum(self.parts), len(self.A_log)
         # The gate z has the shape (B, L, E), xBC has (B, L, E + 2GN), and dt has (B, L, H).
         z, xBC, dt = self.in_proj(hidden).split((inner, convolved, heads), dim=-1)
+        # nn.Conv1d has a weight (E + 2GN, 1, width), and the operator expects (E + 2GN, width).
         kernel = self.conv1d.weight.squeeze(1)
         xBC = causal_conv1d(xBC, kernel, self.conv1d.bias, lengths, self.conv_backend)
         # The scan reads x as (B, L, H, P), and B and C as (B, L, G, N).
@@ -82,6 +87,7 @@ class Mamba2Mixer(nn.Module):
             self.D.float(), self.dt_bias.float(), dt_softplus=True, dt_limit=self.limit,
             lengths=lengths, backend=self.scan_backend,
         )  # fmt: skip
+        # The heads are joined: y (B, L, H, P) becomes (B, L, E).
         return self.out_proj(self.norm(y.flatten(-2), z))
 
     @torch.no_grad()
@@ -104,9 +110,11 @@ def initialize_mixer(mixer: Any, dt_bias: Tensor, config: Any) -> None:
     # softplus(bias) is log-uniform between time_step_min and time_step_max.
     low, high = math.log(config.time_step_min), math.log(config.time_step_max)
     dt = torch.empty_like(dt_bias).uniform_(low, high).exp()
+    # The inverse of softplus approaches minus infinity as dt approaches 0.
     dt = dt.clamp(min=config.time_step_floor)
     # This is the inverse of softplus.
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+    # With a = sqrt(5), this is the initialization of weights in nn.Conv1d and nn.Linear.
     nn.init.kaiming_uniform_(mixer.conv1d.weight, a=math.sqrt(5))
     nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
     # GPT-2's initialization: the variance of the residual stream does not grow with depth.

@@ -67,6 +67,7 @@ class Mamba(CheckpointRecipe):
         config = read_config(self.name, self.revision)
         if tokenizer is not None:
             check_ids(tokenizer, config.vocab_size, self.name, every_id)
+            # A saved classifier pads the windows of long texts with this id.
             config.pad_token_id = tokenizer.pad_token_id
         return config
 
@@ -87,6 +88,7 @@ class MambaLayout(Layout):
         module.mamba_config.save_pretrained(folder)
         # A state dict contains a tied weight twice, which safetensors rejects.
         weights = dict(module.named_parameters()) | dict(module.named_buffers())
+        # safetensors also rejects tensors that are not contiguous.
         save_file(
             {name: value.detach().contiguous() for name, value in weights.items()},
             folder / WEIGHTS,
@@ -100,10 +102,12 @@ class MambaLayout(Layout):
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load the backbone and, if `trained`, the head."""
         config = make_config(read_config(source, card.revision), card)
+        # This subclass has `save_pretrained`, for example to save the model with a merged adapter.
         module = MODELS[type(config)](config)
         weights = read_weights(source, card.revision)
         load_backbone(module, weights, source)
         if trained:
+            # This strict check refuses a folder in which weights of the head are missing.
             module.load_state_dict(weights)
         return module
 
@@ -123,6 +127,7 @@ def make_config(config: AnyConfig, card: Any, windows: Windows | None = None) ->
 
 def describe_mamba(module: MambaClassifier | MambaLM) -> Network:
     """Create the `Network` of a Mamba classifier or language model."""
+    # The scores exist only if windows are pooled with attention.
     heads = ("classifier", "window_pooling.score")
     windows = getattr(module, "window_pooling", None)
     return Network(
@@ -146,12 +151,14 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
         UserError: a weight is missing, or its shape does not match the config.
     """
     backbone: Any = module.backbone
+    # A `MambaModel` that is saved without a head has no such prefix.
     state = {k.removeprefix("backbone."): v for k, v in weights.items()}
     # Checkpoints of the original authors call this weight `backbone.embedding.weight`.
     state = {
         k.replace("embedding.weight", "embeddings.weight"): v.float() for k, v in state.items()
     }
     with explain_load_errors(Path(where)):
+        # The weights of heads, such as `lm_head.weight`, are unexpected here, and are ignored.
         missing, _ = backbone.load_state_dict(state, strict=False)
     if missing:
         raise UserError(
@@ -175,6 +182,7 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
             where="model.name",
             fix="use model=encoder for BERT-like models",
         )
+    # A saved Falcon Mamba classifier has a MambaClassifierConfig, which keeps this option.
     kind = FalconMambaConfig if hasattr(config, "mixer_rms_eps") else MambaConfig
     return convert_config(config, Mamba2Config if isinstance(config, Mamba2Config) else kind)
 
@@ -201,10 +209,12 @@ def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
 
 def _download_weights(name: str, revision: str | None) -> list[Path]:
     try:
+        # Small checkpoints consist of one file, and large ones of an index and several files.
         return [Path(hf_hub_download(name, WEIGHTS, revision=revision))]
     except EntryNotFoundError as error:
         try:
             index = Path(hf_hub_download(name, INDEX, revision=revision))
         except EntryNotFoundError:
+            # The first error names the file that people know, model.safetensors.
             raise error from None
     return [Path(hf_hub_download(name, n, revision=revision)) for n in read_shard_names(index)]

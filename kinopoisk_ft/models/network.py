@@ -38,6 +38,7 @@ class Layout:
 
     def save(self, module: nn.Module, folder: Path) -> None:
         """Save the weights of a module in an existing folder."""
+        # Unlike `save_file`, this function accepts tied weights.
         save_model(module, str(folder / WEIGHTS))
 
     def save_config(self, module: Any, card: Any, windows: Any, folder: Path) -> None:
@@ -61,6 +62,7 @@ class Layout:
             trained: whether `source` contains a trained head; False for an adapter's base model.
         """
         recipe = build_recipe(card.recipe, source)
+        # A run sets this attribute according to data.truncation, so the saved options lack it.
         recipe.reads_windows = card.window_pooling is not None
         module = recipe.build(card.class_names, tokenizer).module
         load_model(module, Path(source) / WEIGHTS)
@@ -133,6 +135,7 @@ class Network:
     @property
     def body(self) -> str:
         """Return the name of the top-level submodule that contains all layers below the head."""
+        # If there is no single list of blocks, the embeddings are still inside this submodule.
         return (self.layers or self.embeddings[0]).split(".")[0]
 
 

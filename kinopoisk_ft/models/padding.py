@@ -90,6 +90,7 @@ def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
             "input_ids": nn.functional.pad(ids, (0, more), value=pad_id),
             "attention_mask": nn.functional.pad(mask, (0, more)),
         }
+        # A pre-hook returns the new arguments. Here, all of them are passed by name.
         return (), {**kwargs, **longer}
 
     model.register_forward_pre_hook(pad_more, with_kwargs=True)
@@ -120,6 +121,7 @@ def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
             fix="choose another model",
         ) from error
     difference, size = float((alone - batched).abs().max()), float(alone.abs().max())
+    # The condition is also true for NaN.
     if not difference <= TOLERANCE * size:
         raise UserError(
             f"padding changes the logits of '{name}' by {difference:.2g} (the largest logit is "

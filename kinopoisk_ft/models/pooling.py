@@ -41,8 +41,10 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
     if kind == "mean":
         # The sum is in float32, because 8 bits of precision (bf16) are too few for many terms.
         total = torch.where(real[..., None], hidden, 0).sum(1, dtype=torch.float32)
+        # Without real tokens, the sum is 0 and the divisor is 1, so the result is 0.
         return (total / real.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
     # In the reversed mask, argmax returns the first real token, which is the last one of the row.
+    # The mask is converted, because argmax does not support bool.
     last = hidden.shape[1] - 1 - real.flip(1).to(torch.int8).argmax(1)
     chosen = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     return torch.where(real.any(1, keepdim=True), chosen, 0)
@@ -56,6 +58,7 @@ def find_filled_windows(attention_mask: Tensor) -> Tensor:
     Args:
         attention_mask: (batch, windows, length), padded on the right.
     """
+    # Padding is on the right, so the first position is real in every window with text.
     present = attention_mask[..., 0] != 0
     present[:, 0] = True
     return present
@@ -102,6 +105,7 @@ def divide_long_texts(
     divided = []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
         row = ids[mask != 0].tolist()
+        # "head_tail" and "windows" omit the same tokens of a text that is too long.
         omitted = find_omitted(len(row), sizes.left, sizes.right, sizes.max_tokens, "windows")
         divided.append(sizes.cut(row[: omitted.start] + row[omitted.stop :]))
     padded = pad_windows(divided, pad_id)
@@ -142,12 +146,16 @@ class WindowPooling(nn.Module):
             padded = torch.where(present[..., None], every, 0)
         else:
             padded = vectors.new_zeros((*present.shape, vectors.shape[-1]), dtype=torch.float32)
+            # The rows of `vectors` are the present windows, in the same order as in the mask.
             padded[present] = vectors.float()
         if self.kind == "max":
+            # The zeros of empty windows could be greater than the values of real windows.
             pooled = padded.masked_fill(~present[..., None], -torch.inf).amax(1)
         elif self.kind == "attention":
+            # A score of minus infinity gives an empty window the weight 0.
             scores = self.score(padded)[..., 0].float().masked_fill(~present, -torch.inf)
             pooled = (scores.softmax(1)[..., None] * padded).sum(1)
         else:
+            # The first window is always present, so the divisor is at least 1.
             pooled = padded.sum(1) / present.sum(1, keepdim=True)
         return pooled.to(vectors.dtype)

@@ -46,6 +46,7 @@ from kinopoisk_ft.models.untrusted import (
     read_json_object,
 )
 
+# The `kind` of a card is the name of one of these layouts.
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout(), OnnxLayout())
@@ -120,7 +121,9 @@ def save_network(
         network.layout.save(module, folder)
     windows = _find_windows(tokenizer, card) if _divides_texts(card) else None
     network.layout.save_config(network.module, card, windows, folder)
+    # In transformers, VERY_LARGE_INTEGER means that there is no limit.
     _save_tokenizer(tokenizer, card, VERY_LARGE_INTEGER if windows else card.max_length, folder)
+    # The card is written last, because a folder without a card is not a model folder.
     card.write(folder)
 
 
@@ -152,6 +155,7 @@ def _save_tokenizer(tokenizer: Any, card: Card, max_length: int, folder: Path) -
         # "[SEP]" in a review is ordinary text, not a special token.
         "split_special_tokens": True,
     }
+    # The tokenizer of the caller keeps its own settings.
     tokenizer = copy.copy(tokenizer)
     # `save_pretrained` saves the values of attributes, but only of those in `init_kwargs`.
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, **settings}
@@ -182,8 +186,10 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     layout = LAYOUTS[card.kind]
     source = str(folder)
     if card.is_peft:
+        # A base with random weights exists nowhere else, so it was saved with the adapter.
         saved_base = folder / "base"
         source = str(saved_base) if saved_base.is_dir() else str(card.base)
+        # This check must come before PEFT reads the adapter, which could make it import a module.
         check_adapter(folder)
         check_folder(source, CARD)
     with explain_load_errors(folder):

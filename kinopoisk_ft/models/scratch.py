@@ -81,10 +81,12 @@ class ScratchBert(ModelRecipe):
 
     def _build_config(self, tokenizer: Any) -> BertConfig:
         return BertConfig(
+            # A tokenizer that is trained on few texts has fewer tokens than `self.vocab_size`.
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
+            # The factor 4 is that of BERT (Devlin et al., 2019, section 3).
             intermediate_size=4 * self.hidden_size,
             max_position_embeddings=self.max_positions,
             hidden_dropout_prob=self.dropout,
@@ -168,11 +170,13 @@ class ScratchMamba2(ScratchMamba):
             )
 
     def _build_config(self, tokenizer: Any) -> AnyConfig:
+        # d_inner is 2 * d_model, because the default of Mamba2Config is expand=2.
         heads = 2 * self.d_model // self.head_dim
         return Mamba2Config(
             **self._config_options(tokenizer),
             num_heads=heads,
             head_dim=self.head_dim,
+            # This is the default in the code of the authors. The default of Mamba2Config is 8.
             n_groups=1,
             # The default, 0.1, is meant for the default hidden_size, 4,096.
             initializer_range=0.02,

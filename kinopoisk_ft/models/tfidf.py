@@ -124,8 +124,10 @@ class Tfidf(ModelRecipe):
         arrays = load_file(folder / "tfidf.safetensors")
         model = cls(**{key: settings[key] for key in SETTINGS})
         model.num_classes = settings["num_classes"]
+        # With a vocabulary and idf weights, TfidfVectorizer can transform texts without a fit.
         model.vectorizer = model._build_vectorizer(settings["vocabulary"])
         model.vectorizer.idf_ = arrays["idf"]
+        # scikit-learn treats an estimator with these attributes as fitted.
         model.regression.coef_, model.regression.intercept_ = arrays["coef"], arrays["intercept"]
         model.regression.classes_ = arrays["classes"]
         return model

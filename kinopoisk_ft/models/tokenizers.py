@@ -50,6 +50,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
                 fix="choose another tokenizer, or add a pad_token to its tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
+    # Mamba and the pooling of windows require padding on the right.
     tokenizer.padding_side = "right"
     _check_tokenizes(tokenizer, name)
     return tokenizer
@@ -79,6 +80,7 @@ def check_folder(name: str, key: str) -> None:
         UserError: the folder is missing or unsafe, or it contains only an adapter and `key` is
             `model.name`.
     """
+    # The id of a repository on the Hub has at most one slash, and no backslash.
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         raise UserError(
@@ -104,6 +106,7 @@ def check_ids(
         rows: number of rows of the embedding matrix, one for each id from 0.
         every_id: True for pretraining, because masked language modeling inserts random ids.
     """
+    # These special tokens occur in every batch, or replace unknown text, so check them, too.
     added = {*tokenizer("а")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - added
     ids = {i: token for token, i in tokenizer.get_vocab().items() if every_id or i not in special}
@@ -124,6 +127,7 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     The same texts give the same tokenizer in every process.
     """
     vocab = _train_wordpiece_vocab(texts, vocab_size)
+    # In the trained tokenizer, letters are special tokens, so build a new one for its vocabulary.
     tokenizer = _build_wordpiece(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -182,6 +186,7 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # Like the tokenizer of GPT-NeoX, which Mamba uses, it has one token for all special uses.
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token=END, bos_token=END, eos_token=END, pad_token=END
     )

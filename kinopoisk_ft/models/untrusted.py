@@ -34,6 +34,7 @@ def check_contents(folder: Path) -> None:
     home = folder.resolve()
     # In the Hub's cache, snapshots contain symlinks to the folder `blobs` of their repository.
     allowed = (home, home.parent.parent / "blobs")
+    # Subfolders such as `encoder` are checked when the model in them is loaded.
     for file in folder.iterdir():
         outside = not any(file.resolve().is_relative_to(place) for place in allowed)
         if outside and file.suffix != ".safetensors":
@@ -70,6 +71,7 @@ def read_shard_names(index: Path) -> list[str]:
 def stays_in_folder(name: str) -> bool:
     """Return whether a name is a relative path without "..", by the rules of POSIX and Windows."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    # Functions of `os` raise ValueError for a name that contains a null character.
     leaves = ".." in posix.parts or ".." in windows.parts or "\0" in name
     return bool(name) and not (leaves or posix.root or windows.root or windows.drive)
 
@@ -89,6 +91,7 @@ def refuse_adapter(file: str | Path, name: str) -> None:
 def check_adapter(folder: Path) -> None:
     """Raise UserError if a PEFT adapter is unsafe or has no safetensors weights."""
     config = read_json_object(folder / ADAPTER)
+    # Without this file, PEFT would load adapter_model.bin, which is a pickle.
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"the adapter has no {ADAPTER_WEIGHTS}", where=str(folder), fix=UNTRUSTED)
     check_imports(config, str(folder / ADAPTER))
@@ -108,6 +111,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raise UserError if the file is missing or invalid."""
     try:
         value = json.loads(file.read_text("utf-8"))
+    # The parser of JSON raises RecursionError for values that are nested too deeply.
     except (OSError, ValueError, RecursionError) as error:
         what = f"{file.name} cannot be read: {error}"
         raise UserError(what, where=str(file), fix=UNTRUSTED) from error
@@ -122,6 +126,7 @@ def explain_load_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        # The message of `load_state_dict` lists every missing weight, so keep only its start.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the model is damaged or incomplete ({type(error).__name__}: {reason})",
