@@ -30,6 +30,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
         for name, part in module.named_modules()
         if hasattr(part, "original_module") and hasattr(part, "modules_to_save")
     )
+    # A tied parameter has several names, and some of them may be outside the copies.
     named = module.named_parameters(remove_duplicate=False)
     counted = {parameter for name, parameter in named if not name.startswith(copies)}
     sizes = [(p.numel(), p.requires_grad) for p in counted]
@@ -74,6 +75,7 @@ def check_gradients(module: nn.Module) -> None:
             where="the first backward pass",
             fix="choose other adapter targets, because the forward pass does not use these tensors",
         )
+    # Some gradients may be zero: LoRA's B starts at 0, so A gets a zero gradient at first.
     if not any(bool(gradient.any()) for _, gradient in trained if gradient is not None):
         raise UserError(
             "every gradient is zero, so training would not change any weight",
@@ -90,6 +92,7 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
     """
     below: set[Tensor] = set()
     for tensor in _record_boundary_states(network, layers):
+        # A parameter that is itself an input of the block has no graph.
         if tensor.is_leaf and tensor.requires_grad:
             below.add(tensor)
         else:
@@ -123,6 +126,7 @@ def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
     all_below = layers == len(blocks)
     try:
         with (
+            # The graph of the states is needed even if the caller uses no_grad.
             torch.enable_grad(),
             record_outputs(blocks[-1:]) as outputs,
             record_inputs(blocks[-1] if all_below else blocks[layers]) as inputs,

@@ -43,6 +43,7 @@ class Adapter:
 def train_fresh(network: Network) -> Adapted:
     """Make the head and all newly initialized weights trainable."""
     for name, parameter in network.module.named_parameters():
+        # With the dot, the head `score` does not match a module such as `scores`.
         if name in network.fresh or any(name.startswith(f"{head}.") for head in network.head):
             parameter.requires_grad_(True)
     return Adapted(network.module, network.fresh)

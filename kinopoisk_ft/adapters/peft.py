@@ -63,6 +63,7 @@ class Peft(Adapter):
                 adapt this network.
         """
         config: Any = self.config
+        # The config may come from someone else, so check it before PEFT reads it.
         check_imports(vars(config), "adapter.config")
         choose_targets(network, config)
         check_targets(network, getattr(config, "target_modules", None))
@@ -81,11 +82,14 @@ class Peft(Adapter):
                 fix=f"choose another adapter, or change {WHERE} ({_list_linear_layers(network)})",
             ) from error
         _check_trained_dtype(module)
+        # `get_peft_model` takes the path from the module, but only models of transformers have one.
         config.base_model_name_or_path = network.base
         names = getattr(module.base_model, "targeted_module_names", [])
         if task is None:
             _write_full_names(config, names)
         copies = tuple(f".{head}.modules_to_save." for head in network.head)
+        # The parameters of the head have other names in a PeftModel. New weights of the adapter are
+        # left out, because they use the learning rate of the adapter.
         fresh = {
             name
             for name, parameter in module.named_parameters()
@@ -145,6 +149,7 @@ def choose_targets(network: Network, config: Any) -> None:
         )
         log.debug("adapter targets: %s", choice)
         config.target_modules = targets if isinstance(targets, str) else set(targets)
+    # PEFT also ignores the case of this word.
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         config.target_modules = set(find_linear_layers(network))
         if not config.target_modules:
@@ -155,6 +160,7 @@ def choose_targets(network: Network, config: Any) -> None:
             )
     if getattr(config, "feedforward_modules", None) in (AUTO, {AUTO}):
         known = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type, [])
+        # PEFT requires that the feed-forward modules are among the targets.
         named = isinstance(config.target_modules, set)
         config.feedforward_modules = {
             name for name in known if not named or name in config.target_modules
@@ -170,6 +176,7 @@ def find_linear_layers(network: Network) -> list[str]:
     layers = {
         name: part
         for name, part in network.module.named_modules()
+        # GPT-2 has Conv1D layers, which are linear layers with a transposed weight.
         if isinstance(part, (nn.Linear, Conv1D))
         and name.startswith(f"{network.body}.")
         and not f"{name}.".startswith(heads)
@@ -214,6 +221,7 @@ def _find_unmatched(network: Network, targets: str | Iterable[str]) -> list[str]
     return sorted(
         target
         for target in targets
+        # PEFT compares names in the same way.
         if not any(name == target or name.endswith(f".{target}") for name in names)
     )
 

@@ -22,6 +22,7 @@ class Full(Adapter):
 class Freeze(Adapter):
     """Freezes the embeddings and the first `layers` blocks, and trains all other weights."""
 
+    # This is the cost of the trained blocks. `count_forward_blocks` leaves out the frozen ones.
     flops_per_weight = 6
 
     def __init__(self, *, layers: int, lr: float) -> None:
@@ -30,6 +31,7 @@ class Freeze(Adapter):
 
     def count_forward_blocks(self, blocks: int) -> int:
         """Return the number of frozen blocks."""
+        # Estimates of the run time call this before `apply` refuses too many layers.
         return min(self.layers, blocks)
 
     def apply(self, network: Network) -> Adapted:
