@@ -75,9 +75,12 @@ class CachedClassification(Classification):
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)
         blocks = [[examples.activations[i] for i in examples.numbers[row]] for row in rows]
+        # Like input_ids, the activations have at least one position.
         longest = max(1, max(len(block) for windows in blocks for block in windows))
         first = blocks[0][0]
+        # The shape is (batch, windows, length, d_model).
         shape = (len(blocks), max(map(len, blocks)), longest, first.shape[1])
+        # fp16 values are copied to the device as they are, and `logits` converts them there.
         padded = np.zeros(shape, first.dtype)
         for row, windows in zip(padded, blocks, strict=True):
             for place, block in zip(row, windows, strict=False):
@@ -163,6 +166,7 @@ class PrefixCache:
             folder,
         )
         with acquire_lock(folder):
+            # Look for files only under the lock, because another run may have just built them.
             missing = [name for name, part in activations.items() if not part.load()]
             if missing:
                 check_space(folder, sum(activations[name].nbytes for name in missing))
@@ -187,9 +191,11 @@ class PrefixCache:
         self, split: SplitNetwork, batch: Batch, parts: dict[str, Examples]
     ) -> dict[str, CachedActivations]:
         width = split.run_lower(**batch).shape[-1]
+        # The weights, the dtype on disk and the precision of the forward pass change the values.
         folder = cache_folder(f"{split.digest(batch)} {self.kind} {self.precision.kind}")
         return {
             name: CachedActivations(
+                # Activations do not depend on labels, so the token ids are enough.
                 folder / f"{ids_digest(part.input_ids)}.npy",
                 np.ones(len(part), np.int64) if split.pooling else part.lengths,
                 width,
@@ -203,16 +209,19 @@ class PrefixCache:
         about = {"model": model, "split": str(split), "precision": self.precision.kind}
 
         def attempt(rows: int) -> None:
+            # A failed attempt leaves no file, so the next attempt computes all batches again.
             activations.write(self._compute(split, part, activations.lengths, rows), about)
 
         _, self.batch_size = halve_on_out_of_memory(
             attempt, self.batch_size, self.precision.device, "the prefix cache"
         )
 
+    # In a generator, the mode applies only while the code of the generator runs.
     @torch.inference_mode()
     def _compute(
         self, split: SplitNetwork, part: Examples, lengths: np.ndarray, batch_size: int
     ) -> Iterator[tuple[int, np.ndarray]]:
+        # The longest reviews come first, so a lack of memory shows at the start.
         batches = batch_by_length(part.lengths, batch_size)
         with Progress(0, len(batches)) as progress:
             for step, rows in enumerate(batches, start=1):
@@ -220,6 +229,7 @@ class PrefixCache:
                 with self.precision.autocast():
                     activations = split.run_lower(**to_device(batch, self.precision.device))
                 # A block is float32 and contains padding. The result is (lengths[row], d_model).
+                # NumPy has no bfloat16, so convert the activations to float32 first.
                 for row, block in zip(rows, activations.float().cpu().numpy(), strict=True):
                     yield int(row), block[: lengths[row]]
                 progress.to(step)

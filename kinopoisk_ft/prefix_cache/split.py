@@ -75,6 +75,7 @@ class SplitNetwork:
         last = self._backbone if self.backbone else blocks[self.layer - 1]
         with (
             record_outputs([last]) as outputs,
+            # The blocks above the split only return the output of the last frozen block.
             replace_forward(blocks[self.layer :], lambda *_, **__: self._pack(outputs[last])),
         ):
             self.module(input_ids=input_ids, attention_mask=attention_mask)
@@ -94,6 +95,7 @@ class SplitNetwork:
             The output of the whole model.
         """
         length = activations.shape[-2]
+        # A pooled vector has only one position, so the mask is reduced to the first token.
         attention_mask = attention_mask[..., :length]
         if attention_mask.dim() == 3:
             # The module removes empty windows from the mask, so remove their activations as well.
@@ -121,11 +123,13 @@ class SplitNetwork:
         blocks = list_blocks(self.network)[: self.layer]
         embeddings = [self.network.module.get_submodule(n) for n in self.network.embeddings]
         training = [part.training for part in embeddings]
+        # Get the method before it is replaced, because `run_first` calls it.
         original: Any = blocks[0].forward
         others: list[Any] = []
 
         def skip(*args: Any, **kwargs: Any) -> Any:
             # Longformer adds padding.
+            # The first float tensor of the arguments is the hidden states (batch, length, d_model).
             more = find_floats((args, kwargs))[0].shape[1] - activations.shape[1]
             hidden = nn.functional.pad(activations, (0, 0, 0, more)) if more else activations
             return self._pack(hidden, others)
@@ -155,6 +159,7 @@ class SplitNetwork:
         text = f"{point} {type(self.network.module).__name__} {sorted(config.items())}"
         found = hashlib.sha256(text.encode())
         for name, value in self._tensors_behind(batch).items():
+            # Tensors with other dtypes or shapes may consist of the same bytes.
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             # View the values as bytes, because NumPy does not support bfloat16.
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -179,6 +184,7 @@ class SplitNetwork:
                 parameter.requires_grad_(False)
         # Integer parameters, such as quantized weights, cannot require gradients: include all.
         used = {n: p for n, p in parameters.items() if p in behind or not p.is_floating_point()}
+        # Buffers do not appear in the graph, so include all of them.
         return used | dict(self.network.module.named_buffers())
 
 
@@ -221,8 +227,10 @@ def check_split(network: Network, module: nn.Module) -> SplitNetwork:
             fix=f"set encoder_layerdrop to 0 in the config.json of the checkpoint, or set {OFF}",
         )
     name = network.layout.backbone
+    # If `name` is "", `get_submodule` returns the whole module.
     trained = any(p.requires_grad for p in network.module.get_submodule(name).parameters())
     blocks = network.module.get_submodule(network.layers) if network.layers else nn.ModuleList()
+    # Funnel has nested lists. If all of its blocks are frozen, the final output is cached.
     if trained and any(isinstance(part, nn.ModuleList) for part in blocks.children()):
         raise UserError(
             f"the prefix cache does not work with {type(network.module).__name__}, because its "
@@ -267,11 +275,13 @@ def _find_frozen(network: Network, module: nn.Module) -> SplitNetwork:
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []
+    # This hook keeps the whole tuple that a block returns; `record_outputs` keeps the first item.
     raw: list[Any] = []
     handle = blocks[0].register_forward_hook(lambda _, __, output: raw.append(output))
     with torch.enable_grad(), record_outputs([*blocks, *backbone]) as outputs:
         run_example_batch(module)
     handle.remove()
+    # The output of a block requires gradients if a weight in this block or below is trained.
     layer = next((i for i, b in enumerate(blocks) if outputs[b].requires_grad), len(blocks))
     if layer == 0:
         behind = find_parameters_in_graph(outputs[blocks[0]])

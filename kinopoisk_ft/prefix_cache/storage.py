@@ -47,11 +47,13 @@ class CachedActivations:
 
     def __init__(self, file: Path, lengths: np.ndarray, width: int, dtype: np.dtype[Any]) -> None:
         self.file, self.card = file, file.with_suffix(".json")
+        # `starts` has the index of the first vector of each review, (N,).
         self.lengths, self.starts = lengths, np.cumsum(lengths) - lengths
         self.shape, self.dtype = (int(lengths.sum()), width), dtype
 
     def __getitem__(self, row: int) -> np.ndarray:
         start = int(self.starts[row])
+        # This is a view of the memory map, so nothing is copied.
         found: np.ndarray = self._array[start : start + int(self.lengths[row])]
         return found
 
@@ -88,6 +90,7 @@ class CachedActivations:
         started, part = time.perf_counter(), self.file.with_suffix(".part")
         try:
             self._write_array(part, blocks)
+            # Without this, the renamed file could be empty after a power loss.
             sync_to_disk(part)
             self.build_seconds = time.perf_counter() - started
             card = {**about, "crc32": _checksum(part), "build_seconds": self.build_seconds}
@@ -107,10 +110,12 @@ class CachedActivations:
     def _write_array(self, file: Path, blocks: Iterable[tuple[int, np.ndarray]]) -> None:
         # Do not write through a memory map, because a full disk would then kill the process.
         with file.open("wb") as stream:
+            # With this header, `np.load` can map the file into memory.
             header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(stream, header)
             begin, row_bytes = stream.tell(), self.shape[1] * self.dtype.itemsize
             for row, block in blocks:
+                # Reviews arrive in the order of their lengths, so write each one at its own place.
                 stream.seek(begin + int(self.starts[row]) * row_bytes)
                 stream.write(_convert(block, self.dtype).data)
 
@@ -121,8 +126,10 @@ class CachedActivations:
 
 
 def _convert(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    # An overflow is reported below, so a warning of NumPy is not needed.
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(block, dtype=dtype)
+    # If the values were not finite before the conversion, fp32 would not help.
     if np.isinf(converted).any() and np.isfinite(block).all():
         raise UserError(
             f"an activation of {np.abs(block).max():.0f} is too large for fp16",
@@ -133,6 +140,7 @@ def _convert(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _checksum(file: Path) -> int:
+    # With a memory map, the file may be larger than the memory.
     return zlib.crc32(np.memmap(file, mode="r").data)
 
 
@@ -161,6 +169,7 @@ def acquire_lock(folder: Path) -> AcquireReturnProxy:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
+        # Try without waiting, so that the message appears only if this run must wait.
         return lock.acquire(blocking=False)
     except Timeout:
         log.info("waiting for another run that is building the same prefix cache")
