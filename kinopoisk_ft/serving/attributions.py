@@ -72,7 +72,9 @@ def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
     """
     check_texts([text], "the text to explain")
     (probabilities,) = predictor.probabilities([text])
+    # The model does not read the characters beyond `max_characters`, so they get no scores.
     text = predictor.preprocessing.cut(predictor.preprocessing.clean(text))
+    # A stable sort selects the same label as argmax if probabilities are equal.
     label, other = np.argsort(-probabilities, kind="stable")[:2].tolist()
     if predictor.estimator is not None:
         words, baseline = _explain_tfidf(predictor.estimator, text, label, other)
@@ -96,6 +98,7 @@ def _explain_tfidf(model: Tfidf, text: str, label: int, other: int) -> tuple[lis
     weights, intercepts = model.class_weights()
     row = model.vectorizer.transform([text])
     names = model.vectorizer.get_feature_names_out()
+    # The row is sparse, so only n-grams in the text get a score.
     scores = row.data * (weights[label] - weights[other])[row.indices]
     order = np.argsort(-np.abs(scores), kind="stable")
     words = [Word(str(names[row.indices[i]]), float(scores[i])) for i in order]
@@ -109,6 +112,7 @@ def _explain_network(
     ids, spans = encode_with_spans(text, tokenizer, predictor.preprocessing)
     windows = find_windows(tokenizer, predictor.preprocessing)
     device = next(module.parameters()).device
+    # Ids and mask are (1, length), or (1, windows, length).
     batch = Examples([ids], None, windows).pad([0], tokenizer.pad_token_id)
     batch = {key: value.to(device) for key, value in batch.items()}
     special = [span is None for span in spans]
@@ -141,6 +145,7 @@ def _integrate(
     integrated_gradients = import_extra("captum.attr", "explain").IntegratedGradients
     embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
     ids, mask = batch["input_ids"], batch["attention_mask"]
+    # True marks special tokens, which are the same in the text and in the baseline.
     kept = torch.zeros_like(ids, dtype=torch.bool)
     rows = kept.view(-1, kept.shape[-1])
     for row, flags in zip(rows, special, strict=True):
@@ -150,6 +155,7 @@ def _integrate(
         count = len(embedded)
         # For each point of the path: (windows, length, d_model), without empty windows.
         flat = embedded.flatten(0, -3)
+        # The value that a hook returns replaces the output of the module.
         hook = embedding.register_forward_hook(lambda *_: flat)
         try:
             expanded = (value.expand(count, *value.shape[1:]) for value in (ids, mask))
@@ -163,9 +169,11 @@ def _integrate(
         # The baseline is a text of padding tokens between the special tokens.
         text, empty = embedding(ids), embedding(torch.where(kept, ids, pad_id))
         difference, baseline = float(compare(text)), float(compare(empty))
+    # For captum, the size of a batch is the number of points times the number of rows of `text`.
     found = integrated_gradients(compare).attribute(
         text, baselines=empty, n_steps=steps, internal_batch_size=BATCH_SIZE * text.shape[0]
     )
+    # The score of a token is the sum over d_model. The result is (windows, length).
     scores: np.ndarray = found.sum(-1).reshape(-1, ids.shape[-1]).detach().cpu().double().numpy()
     return scores, baseline, difference
 
@@ -192,6 +200,7 @@ def _join_words(
 
 def scale_scores(words: Sequence[Word]) -> list[float]:
     """Divide the score of each word by the largest absolute score; the results are from -1 to 1."""
+    # This avoids a division by 0 if all scores are 0.
     largest = max((abs(word.score) for word in words), default=0.0) or 1.0
     return [word.score / largest for word in words]
 

@@ -57,8 +57,10 @@ def _download_model(run_id: str, uri: str | None) -> Path:
         ) from error
     if run.outputs and run.outputs.model_outputs:
         model_id = run.outputs.model_outputs[0].model_id
+        # MLflow looks for models:/ URIs in the default store of this process.
         mlflow.set_tracking_uri(uri)
         local = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+        # MLflow saves the folder `model` of the run as an artifact of the pyfunc model.
         return local / "artifacts" / "model"
     return _find_recorded_folder(client, run_id, uri)
 

@@ -91,6 +91,7 @@ def export_onnx(
     # Test a file next to the output folder, which is created only after a successful export.
     check_writable(output.with_name(f"{output.name}.new"), "--output")
     original = Predictor(folder, "cpu")
+    # The export changes this second copy of the network; `original` is needed for the comparison.
     module, tokenizer, _ = load_network(folder)
     # Base weights may be stored in bf16, and merging would round the adapter to bf16.
     module.float()
@@ -99,10 +100,12 @@ def export_onnx(
     with write_folder_atomically(output, CARD) as part:
         _write_graph(module, card, part / ONNX, folder)
         tokenizer.save_pretrained(part)
+        # The graph contains all weights in fp32, so the options that load other weights are reset.
         exported = replace(
             card, kind="onnx", is_peft=False, dtype="fp32", recipe=None, format=FORMAT
         )
         exported.write(part)
+        # Always check the fp32 graph, because the tolerance for int8 is too wide to show errors.
         check = _compare(original, part, TOLERANCE)
         if int8:
             _quantize(part / ONNX)
@@ -134,6 +137,7 @@ def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -
             where=str(folder),
             fix="leave out --keep-adapter",
         )
+    # An earlier export may be replaced, but other files may not.
     taken = output.is_dir() and any(output.iterdir())
     if taken and not ((output / CARD).is_file() and read_card(output).kind == OnnxLayout.name):
         raise UserError(
@@ -145,6 +149,7 @@ def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -
 
 def _merge_adapter(module: Any, folder: Path) -> nn.Module:
     try:
+        # With `safe_merge`, PEFT raises ValueError if merged weights are not finite.
         merged: nn.Module = module.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise UserError(
@@ -163,6 +168,7 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
     # Encoders may have no more positions than max_length; Mamba has no limit.
     is_mamba = card.kind == MambaLayout.name
     length = EXAMPLE_LENGTH if is_mamba else min(card.max_length, EXAMPLE_LENGTH)
+    # torch.export treats a size of 1 as a constant, so batch and windows are larger.
     ids = torch.ones((2, 3, length) if reads_windows else (2, length), dtype=torch.int64)
     sizes = [dict(enumerate(names)), dict.fromkeys(range(len(names)), Dim.DYNAMIC)]
     # With gradients, torch.export traces the backward pass of loops, too.
@@ -175,6 +181,7 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
                 dynamic_shapes=dict(zip(INPUTS, sizes, strict=True)),
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
+        # The cause says what failed. The message of the exporter itself lists its steps.
         reason = " ".join(str(error.__cause__ or error).split())[:500]
         raise UserError(
             f"torch.onnx cannot export this model: {reason}",

@@ -62,6 +62,7 @@ class Predictor:
     def __init__(self, folder: Path, device: str = "auto") -> None:
         silence_libraries()
         self.card: Card = read_card(folder)
+        # The card has all fields of `Preprocessing`, under the same names.
         values = {field.name: getattr(self.card, field.name) for field in fields(Preprocessing)}
         self.preprocessing = Preprocessing(**values)
         self.estimator = load_estimator(folder, self.card)
@@ -91,6 +92,7 @@ class Predictor:
         Raises:
             UserError: a text is blank, not a string, or not valid Unicode.
         """
+        # scikit-learn refuses an empty list, for which `logits` returns an empty tensor.
         if self.estimator is not None and texts:
             cut = [self.preprocessing.cut(text) for text in self._clean(texts)]
             return self.estimator.predict_proba(cut)

@@ -69,13 +69,16 @@ def _prepare(file: Path, folder: Path, base: str | None) -> Path | bytes:
     text = file.read_text("utf-8")
     if file.name == "README.md" and base:
         written = ModelCard(text)
+        # The Hub reads the base model from the metadata at the start of README.md.
         written.data["base_model"] = base
         text = f"{written}\n"
     if file.suffix == ".json":
         values = read_json_object(file)
         changed = _replace_paths(values, base)
+        # A file without such paths keeps its formatting.
         if changed != values:
             text = json.dumps(changed, ensure_ascii=False, indent=2) + "\n"
+    # Paths under other keys are not replaced, so a file that contains one is refused.
     _check_private(text, file, folder)
     return text.encode()
 
@@ -104,6 +107,7 @@ def _check_private(text: str, file: Path, folder: Path) -> None:
     """Raise UserError if a text contains the path of a file or folder on this machine."""
     places = {Path.home(), Path.cwd(), folder.resolve().parent}
     # In a container, the current folder can be the root of the file system.
+    # With the lookahead, /home/anna does not match /home/annabel.
     found = [
         str(place)
         for place in places

@@ -44,6 +44,7 @@ class ReviewClassifier(PythonModel):
 def extract_texts(model_input: Any) -> list[str]:
     """Return a list of texts from MLflow's model input, which is a frame or a list."""
     if isinstance(model_input, pd.DataFrame):
+        # The name of a single column does not matter.
         column = "text" if "text" in model_input else model_input.columns[0]
         if "text" not in model_input and model_input.shape[1] != 1:
             raise UserError(

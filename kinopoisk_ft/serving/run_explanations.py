@@ -59,6 +59,7 @@ def _read_texts(client: MlflowClient, run_id: str) -> dict[int, str]:
             where=f"run {run_id}",
             fix="make the report without --explain",
         ) from error
+    # The store may contain runs of other people, and `instantiate` calls what a config names.
     if refused := check_targets(plain, "data"):
         raise UserError("\n".join(refused), where=f"config.yaml of run {run_id}")
     data: DataSplit = instantiate(DictConfig(plain)).load()
