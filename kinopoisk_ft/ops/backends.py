@@ -24,6 +24,7 @@ try:
 
     NUMBA_ERROR = None
 except ImportError as error:
+    # The other backends work without numba.
     NUMBA_ERROR = str(error)
 NUMBA_FIX = "pip install 'numba>=0.61'"
 # The GPU package of each operator that has one.
@@ -110,6 +111,7 @@ def _find_problem(
 def _find_numba_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     if NUMBA_ERROR:
         return NUMBA_ERROR
+    # For meta tensors, the operators only compute the shapes of their outputs.
     if device.type not in ("cpu", "meta"):
         return f"it runs on a CPU, but the tensors are on {device}"
     return "it computes in float32, but the tensors are float64" if dtype == torch.float64 else None
@@ -125,6 +127,7 @@ def _find_cuda_problem(
         return f"it runs on a GPU, but the tensors are on {device}"
     if dtype == torch.float64:
         return "it computes in float32, but the tensors are float64"
+    # The self-test does not run if the package does not support the shapes anyway.
     return unsupported or gpu_package.find_problem(GPU_PACKAGES[operator], device)
 
 

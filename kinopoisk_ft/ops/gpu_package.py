@@ -44,6 +44,7 @@ class GpuPackage:
 
     def is_installed(self) -> bool:
         """Return whether the package is installed, with or without its compiled kernel."""
+        # The import itself can fail if the kernel was built for another version of PyTorch.
         return importlib.util.find_spec(self.module) is not None
 
     def get_install_command(self) -> str:

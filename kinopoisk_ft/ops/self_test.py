@@ -37,6 +37,7 @@ class SelfTest:
         self, batch: int, length: int, width: int, device: torch.device
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Draw float32 inputs and a gradient of the output. Each call returns the same values."""
+        # A generator on the CPU draws the same values for every device.
         generator = torch.Generator().manual_seed(0)
         inputs = self.draw(batch, length, width, generator)
         shape = next(iter(inputs.values())).shape
@@ -90,6 +91,7 @@ class SelfTest:
 
     def _is_close(self, got: Tensor, want: Tensor) -> bool:
         limit = self.tolerance * float(want.abs().max())
+        # `allclose` would broadcast tensors of different shapes.
         return got.shape == want.shape and torch.allclose(
             got, want, rtol=self.tolerance, atol=limit
         )

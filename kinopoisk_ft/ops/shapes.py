@@ -40,6 +40,7 @@ def zero_beyond_lengths(lengths: Tensor | None, *tensors: Tensor | None) -> list
         if x is not None:
             # (batch, length, 1, ...)
             mask = make_length_mask(lengths, x.shape[1])[(..., *[None] * (x.dim() - 2))]
+            # A product with the mask would keep NaN at padding.
             x = torch.where(mask, x, 0)
         masked.append(x)
     return masked
