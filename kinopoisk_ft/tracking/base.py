@@ -41,6 +41,7 @@ class Tracker:
             resume: the id of an unfinished run to resume. Values already recorded are skipped.
             folder: the output folder of the run.
         """
+        # `ParentRun` stores an empty id as None, which means that the jobs are not tracked.
         return ""
 
     def metrics(self, values: dict[str, float], step: int) -> None:

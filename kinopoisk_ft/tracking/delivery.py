@@ -34,6 +34,7 @@ class Delivery:
         self.error: Exception | None = None
         self._replay = replay
         self._failures = 0
+        # `_closing` lets the thread send the rest, and `_stopped` ends it without more requests.
         self._tried, self._closing, self._stopped = (threading.Event() for _ in range(3))
         # A daemon thread, because a server that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
@@ -52,6 +53,7 @@ class Delivery:
         self._closing.set()
         self._thread.join(seconds)
         is_complete = not self._thread.is_alive() and self.error is None
+        # The caller closes the log next, and another process may then send the remaining events.
         self.stop()
         return is_complete
 
@@ -65,6 +67,7 @@ class Delivery:
         # Failures before this call do not count towards LAST_TRIES.
         self._failures = 0
         while not self._send_all() and self._failures < LAST_TRIES and not self.needs_user():
+            # Unlike `time.sleep`, this wait ends as soon as `stop` is called.
             self._stopped.wait(PAUSE)
 
     def needs_user(self) -> bool:
@@ -74,6 +77,7 @@ class Delivery:
     def _run(self) -> None:
         while not self._closing.is_set():
             is_complete = self._send_all()
+            # Without the limit of 10, a float could not hold the power after a thousand failures.
             pause = min(MAX_PAUSE, PAUSE * 2 ** min(self._failures - 1, 10))
             self._closing.wait(INTERVAL if is_complete else pause)
         self.send_rest()

@@ -95,7 +95,9 @@ class EventLog:
         self.file, self.id = file, file.stem
         self.folder = file.parent.parent
         self.state_file = file.with_suffix(".sent.json")
+        # A separate file, because earlier versions of filelock truncate the file that they lock.
         self._lock = FileLock(file.with_suffix(".lock"))
+        # Training, the system monitor and `Delivery` use the log in three threads.
         self._mutex = threading.Lock()
         self._descriptor: int | None = None
         self._has_warned = False
@@ -104,6 +106,7 @@ class EventLog:
     @classmethod
     def new(cls, folder: Path) -> EventLog:
         """Return an empty log for a new run."""
+        # The id finds the run in a store that many machines may share, so it has 96 random bits.
         return cls(folder / FOLDER / f"{secrets.token_hex(12)}.jsonl")
 
     @property
@@ -133,6 +136,7 @@ class EventLog:
     @property
     def status(self) -> str | None:
         """Return the final status of the run, or None if no end is recorded."""
+        # Only `finish` has a status, so a run that was reopened after its end has none.
         last = [e for e in self.events if e["verb"] in ("start", "reopen", "finish")][-1:]
         return last[0].get("status") if last else None
 
@@ -148,6 +152,7 @@ class EventLog:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=patience)
+            # O_APPEND writes at the end of the file, even after `os.ftruncate` has moved that end.
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except Timeout as error:
             raise UserError(
@@ -156,6 +161,7 @@ class EventLog:
                 fix="wait until that process ends, or choose another output_dir",
             ) from error
         except OSError as error:
+            # Without a descriptor, the events stay in memory, and training continues.
             self._warn(error)
             return
         # Remove a truncated last line, which remains if the process or the machine has died.
@@ -166,6 +172,7 @@ class EventLog:
         """Append an event. A full disk only causes a warning."""
         with self._mutex:
             now = int(time.time() * 1000)
+            # `sync` passes another time: a run whose process died ends with its last event.
             self.events.append({"seq": self.seq + 1, "time": now, "verb": verb} | fields)
             self._write()
 
@@ -199,6 +206,7 @@ class EventLog:
 
     def after(self, seq: int) -> list[Event]:
         """Return the events that follow the event with number `seq`."""
+        # Skipped damaged lines leave gaps, so the number of an event is not its index.
         return self.events[bisect_right(self.events, seq, key=itemgetter("seq")) :]
 
     def count_lost(self) -> int:
@@ -227,6 +235,7 @@ class EventLog:
 
     def _write(self) -> None:
         try:
+            # The next attempt continues with the event that failed, so the file stays in order.
             while self._descriptor is not None and self._written < len(self.events):
                 _write_line(self._descriptor, self.events[self._written])
                 self._written += 1
@@ -247,6 +256,7 @@ def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
     """
     pattern = f"{'**/' if below else ''}{FOLDER}/*.jsonl"
     logs = [EventLog(file) for file in sorted(folder.glob(pattern))]
+    # A log without its first event has no name and no experiment, so it cannot be sent.
     complete = [one for one in logs if one.events and one.events[0]["verb"] == "start"]
     return sorted(complete, key=lambda one: one.events[0]["time"])
 
@@ -260,6 +270,7 @@ def _write_line(descriptor: int, event: Event) -> None:
         if os.write(descriptor, line) != len(line):
             raise OSError("the disk is full")
     except OSError:
+        # Otherwise, the next event would be appended to the part that was written.
         os.ftruncate(descriptor, before)
         raise
 
@@ -320,4 +331,5 @@ def _read_state(file: Path) -> ReplayState:
     try:
         return TypeAdapter(ReplayState).validate_json(file.read_bytes(), strict=True)
     except (OSError, ValueError):
+        # All events are then sent again, which is harmless (see `Replay`).
         return ReplayState()

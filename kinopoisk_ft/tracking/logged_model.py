@@ -54,6 +54,7 @@ FORBIDDEN = re.compile(r"[/:.%\"']")
 
 def log_dataset(client: MlflowClient, run_id: str, context: str, values: dict[str, str]) -> None:
     """Log a part of the data as an input of a run; `values` are fields of an MLflow data set."""
+    # MLflow has no field for the role of a data set and stores it as a tag of the run's input.
     found = DatasetInput(Dataset(**values), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
     client.log_inputs(run_id, [found])
 
@@ -149,6 +150,7 @@ def register_model(client: MlflowClient, run_id: str, name: str) -> None:
     model = _find_model(client, run_id)
     if model is None:
         raise ValueError("the run has no model")
+    # A check would not be enough, because another job may create the model at the same time.
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -178,6 +180,7 @@ def _is_better(client: MlflowClient, run_id: str, name: str, champion: str) -> b
             raise
         return True
     tested, tested_other = _find_test_data(run), _find_test_data(other)
+    # Scores on different reviews cannot be compared, so the newer model becomes the champion.
     if tested and tested_other and tested.digest != tested_other.digest:
         return True
     score, score_other = (
@@ -201,6 +204,7 @@ def _save(
             model_id=model.model_id,
             model_uuid=model.model_id,
         ),
+        # For the path of a Python file, MLflow copies the source code and writes no pickle file.
         python_model=str(code),
         artifacts={"model_folder": str(folder)},
         signature=ModelSignature(

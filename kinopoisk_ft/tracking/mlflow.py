@@ -72,6 +72,7 @@ class MlflowTracker(OfflineTracker):
         if error is not None and self._delivery.needs_user():
             self._delivery.stop()
             self._stop_monitor()
+            # Training does not start, so a new log would describe a run that never took place.
             if self._is_new:
                 self._log.discard()
             else:
@@ -90,8 +91,10 @@ class MlflowTracker(OfflineTracker):
         seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
         complete = self._delivery.close(seconds)
         state, command = self._log.state, sync_command(self._log.folder)
+        # The store first answered after the start of training, or the run was deleted there.
         if state.run_id not in ("", self._run_id):
             log.debug("the id of this run in the MLflow store is %s", state.run_id)
+        # `sync` can only send events that are on disk. `finish` reports the lost ones.
         if not complete and (unsent := len(self._log.after(state.seq)) - self._log.count_lost()):
             text = "%d events of this run are not in the MLflow store yet: %s; to send them: %s"
             log.warning(text, unsent, _get_reason(self._delivery.error), command)

@@ -39,6 +39,7 @@ def to_mlflow(name: str) -> str:
     # A name that has its group already, such as "time/train_seconds", does not change.
     if name.endswith(SECONDS) and "/" not in name:
         return f"time/{name}"
+    # PREFIXED comes last, because `train_reviews` and `train_seconds` belong to other groups.
     return f"{prefix}/{rest}" if prefix in PREFIXED and rest else name
 
 
@@ -48,6 +49,7 @@ def from_mlflow(key: str) -> str:
     A name without a group is returned unchanged.
     """
     group, _, rest = key.partition("/")
+    # `to_mlflow` adds only one slash, so this project did not choose a name with two.
     if not rest or "/" in rest:
         return key
     if GROUP_OF.get(rest) == group or (group == "time" and rest.endswith(SECONDS)):

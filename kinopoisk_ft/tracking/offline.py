@@ -82,6 +82,7 @@ class OfflineTracker(Tracker):
             self._reopen(params, parent)
         if params:
             self._log.append("params", values=params)
+        # The caller saves the id in `unfinished.json`, so the log must be on disk before that file.
         self._log.sync()
         if self.system_metrics:
             self._start_monitor()
@@ -202,6 +203,7 @@ def portable_path(path: Path, folder: Path) -> str:
     """
     for name, root in (("run", folder), ("package", PACKAGE)):
         if path.resolve().is_relative_to(root.resolve()):
+            # Logs from Windows contain forward slashes too, so they can be sent on other systems.
             return f"{name}:{path.resolve().relative_to(root.resolve()).as_posix()}"
     raise ValueError(f"{path} is not in the run's folder {folder}")
 
@@ -214,6 +216,7 @@ def resolve_path(text: str, folder: Path) -> Path:
             stranger could contain such a path.
     """
     name, _, inner = text.partition(":")
+    # A text without a known prefix is a path inside the run's folder.
     root = {"run": folder, "package": PACKAGE}.get(name, folder).resolve()
     path = (root / (inner or text)).resolve()
     # A symlink in a downloaded folder could send any file of the user to the store.
@@ -236,6 +239,7 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
         wanted: tags that the run must have.
     """
     for one in reversed(find_logs(folder, below=True)):
+        # Runs without unsent events are already in the store, where `Tracker.find` finds them.
         is_unsent = one.state.seq < one.seq
         if is_unsent and one.status == "FINISHED" and wanted.items() <= one.tags.items():
             return one.tags
@@ -253,6 +257,7 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """
     for one in find_logs(folder):
         if one.status is None and resumed not in one.ids:
+            # The log already contains the name, the params and the tags of the run.
             tracker.start(one.id, {}, {}, resume=one.local_id, folder=folder)
             tracker.finish("KILLED")
 
@@ -262,6 +267,7 @@ def _find_log(folder: Path, run_id: str) -> EventLog | None:
 
 
 def _warn_if_replaced(current: EventLog) -> None:
+    # All runs in a folder write files with the same names, such as config.yaml.
     for other in find_logs(current.folder):
         unsent = (event["verb"] for event in other.after(other.state.seq))
         if other.id != current.id and "artifact" in unsent:

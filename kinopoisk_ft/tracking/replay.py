@@ -111,6 +111,7 @@ class Replay:
 
     def _next_batch(self) -> list[Event]:
         if self._retries:
+            # A refused event may be of any kind, and `_write` joins only metrics.
             return self._retries[:1]
         events = self.event_log.after(self.event_log.state.seq)
         if events:
@@ -119,6 +120,7 @@ class Replay:
         metrics = takewhile(lambda event: event["verb"] == "metrics", events)
         sizes = accumulate(len(event["values"]) for event in metrics)
         count = sum(1 for _ in takewhile(lambda size: size <= MAX_METRICS, sizes))
+        # An event with more than MAX_METRICS values is sent alone, and `_write` splits its values.
         return events[: max(1, count)]
 
     def _send(self, client: MlflowClient, batch: list[Event]) -> None:
@@ -188,10 +190,12 @@ class Replay:
                 register_model(client, run_id, event["name"])
                 self.counts["registered models"] += 1
             case "reopen":
+                # The error of the interrupted attempt does not apply to the resumed run.
                 if "error" in client.get_run(run_id).data.tags:
                     client.delete_tag(run_id, "error")
                 client.update_run(run_id, status="RUNNING")
             case "finish":
+                # `sync` may send this event days later, so the time comes from the event.
                 client.set_terminated(run_id, event["status"], end_time=event["time"])
             case verb:
                 raise ValueError(f"this version cannot send the event '{verb}'")
@@ -237,6 +241,7 @@ class Replay:
         if path.is_dir():
             client.log_artifacts(run_id, str(path), artifact_path=path.name)
         elif is_small_json and local_id in path.read_bytes():
+            # result.json contains the id that the run had during training.
             text = self._insert_run_id(path.read_text(encoding="utf-8"))
             client.log_text(run_id, text, path.name)
         else:
@@ -265,6 +270,7 @@ class Replay:
                 self._warn_of_loss(client, known.run_id)
             start = self.event_log.events[0]
             run_id = run_id or self._create(client, experiment, start)
+            # The saved position belongs to another run or store, so all events are sent again.
             self._retries = []
             self.event_log.state = ReplayState(self.uri, run_id, start["seq"])
             self.event_log.save_state()

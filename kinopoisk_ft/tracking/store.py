@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 # Failed requests are retried by `Delivery`. MLflow's own seven retries would take minutes.
+# The timeout is in seconds.
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # Without the first tag, MLflow's UI opens an experiment in its layout for language-model apps.
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
@@ -90,6 +91,7 @@ def open_store(uri: str) -> MlflowClient:
     Raises:
         UserError: the store does not exist or belongs to another MLflow version.
     """
+    # "databricks" is also a valid URI of MLflow, although it has no scheme.
     scheme = uri.partition(":")[0] if "://" in uri else uri
     if scheme not in REMOTE:
         if "://" in uri and scheme != "file":
@@ -224,6 +226,7 @@ def _ensure_database(uri: str, file: Path) -> None:
             left = file.stat().st_mtime + SETTLED - time.time()
             if left <= 0:
                 break
+        # If the clock was set back, `left` may be hours, so check again after a few seconds.
         time.sleep(min(left, SETTLED))
     log.warning("%s is created again, because its creation was interrupted", file)
     _delete_database(file)
@@ -245,16 +248,19 @@ def _create_database(file: Path) -> None:
     # SQLite would apply the journal of an earlier file of this name to the new one.
     Path(f"{file}-journal").unlink(missing_ok=True)
     try:
+        # Unlike a rename, a hard link never replaces a store that another program has just created.
         os.link(part, file)
     except FileExistsError:
         log.info("another program has created %s", file)
     except OSError:
         # The file system has no hard links.
         os.replace(part, file)
+    # The new name survives a power loss only after the folder is on disk, too.
     sync_to_disk(file.parent)
     _delete_database(part)
 
 
 def _delete_database(file: Path) -> None:
+    # The journal goes first, because SQLite would apply it to the next file with this name.
     for suffix in ("-journal", ""):
         Path(f"{file}{suffix}").unlink(missing_ok=True)

@@ -33,11 +33,14 @@ class UnfinishedError(UserError):
 
 def is_temporary(error: BaseException, uri: str) -> bool:
     """Return whether an error may be temporary, such as a locked database."""
+    # MLflow wraps the errors of SQLAlchemy, and only the original error shows the reason.
     cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
     if uri.startswith("sqlite"):
+        # For SQLite, OperationalError also means permanent problems, such as a missing folder.
         message = str(cause).lower()
         return isinstance(cause, OperationalError) and any(word in message for word in TEMPORARY)
     if isinstance(error, MlflowException) and uri.partition(":")[0] in REMOTE:
+        # A request without an answer counts as status 500. 408 is a timeout, 429 too many requests.
         return error.get_http_status_code() >= 500 or error.get_http_status_code() in (408, 429)
     return isinstance(cause, OperationalError)
 
@@ -54,6 +57,7 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
     """
     url = _parse_uri(uri)
     where = url.render_as_string(hide_password=True)
+    # SQLite would create the missing file instead of raising an error.
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise UserError("the MLflow store does not exist", where=where, fix=fix)
     # MLflow has no public function that compares the schemas.
@@ -108,11 +112,13 @@ def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
     if not {"alembic_version", "experiments", "runs"} <= tables:
         return None
     with engine.connect() as connection:
+        # The row contains the id of the last migration that Alembic has applied.
         row = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).first()
     return str(row[0]) if row else None
 
 
 def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
+    # This package creates only SQLite stores, so it must not replace any other database.
     if engine.dialect.name != "sqlite":
         return False
     tables = set(sqlalchemy.inspect(engine).get_table_names())

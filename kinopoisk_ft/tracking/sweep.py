@@ -67,6 +67,7 @@ class ParentRun(Callback):
         self.by_sweeper = by_sweeper
         self.sweep_dir = Path()
         self.run_id: str | None = None
+        # This tracker records nothing; it remains if the configured tracker cannot be created.
         self.tracker = Tracker(uri=None, experiment="")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,9 +109,11 @@ class ParentRun(Callback):
             except UserError as error:
                 log.warning("a new parent run is created, because %s", error.what)
         else:
+            # The table at the end must not list the jobs of an earlier sweep in this folder.
             for old in notes.glob("[0-9]*.json"):
                 old.unlink()
         self.run_id = self._start(config, parent)
+        # Jobs may run in other processes or on other machines, so they read the id from a file.
         write_atomically(notes / PARENT, json.dumps(self.run_id))
         ParentRun.opened = self
 

@@ -78,6 +78,7 @@ def sync_folders(
         try:
             yield _sync(log, name, _get_target(start, uri, experiment), has_files, died_as)
         except UserError as error:
+            # All runs go to this store, so the others would fail for the same reason.
             if uri is not None:
                 raise
             yield Synced("not sent", f"{name}: {error}")
@@ -101,8 +102,10 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
                 fix="pass --uri <uri> with this store, or with another one that you trust",
             )
         uri = own
+    # The database may be on another machine, where the run took place.
     elif uri is None and own and own.startswith("sqlite:///"):
         uri = own if Path(own.removeprefix("sqlite:///")).is_file() else None
+    # An artifact location is valid only for the store and the machine for which it was chosen.
     artifacts = start.get("artifacts") if uri == own and is_from_here else None
     return Target(uri, experiment or start["experiment"], artifacts)
 
@@ -116,6 +119,7 @@ def _sync(log: EventLog, name: str, target: Target, has_files: bool, died_as: st
         # This process has the lock, so a log without an end belongs to a process that died.
         died = log.status is None
         if died:
+            # Nobody knows when the process died, but it lived until its last event.
             last = max(event["time"] for event in log.events)
             log.append("finish", status=died_as, time=last)
         before = (log.state.uri, log.state.seq)

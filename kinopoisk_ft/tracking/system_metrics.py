@@ -48,6 +48,7 @@ class SystemMonitor:
     def _run(self) -> None:
         interval = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL
         while True:
+            # A run that is shorter than the interval still gets one sample.
             is_last = self._stopped.wait(interval)
             self._sample()
             if is_last:
