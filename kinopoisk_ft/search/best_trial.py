@@ -15,6 +15,7 @@ from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.files import write_atomically
 
 # Path of the experiment file inside the folder of the search.
+# Hydra finds this file as `experiment=best` if the folder of the search is on its search path.
 BEST = Path("experiment", "best.yaml")
 # Prefixes of config groups that an experiment file cannot set, or that say where results go.
 NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
@@ -47,9 +48,11 @@ def write_best(
     for key, value in after.items():
         if key not in before or before[key] != value:
             OmegaConf.update(content, key, value, force_add=True)
+    # The config has chosen an option of each group before, so Hydra requires `override`.
     chosen = [{f"override /{group}": option} for group, option in choices.items()]
     defaults = OmegaConf.to_yaml(DictConfig({"defaults": chosen}))
     file = folder / BEST
+    # With `_global_`, the keys belong to the root of the config and not to the node `experiment`.
     text = f"# @package _global_\n# {comment}\n{defaults}{OmegaConf.to_yaml(content)}"
     write_atomically(file, text)
 

@@ -29,6 +29,7 @@ SEARCHED = (
 )  # fmt: skip
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
+# Stands for a missing key, because None is a valid value of a key.
 ABSENT = object()
 
 
@@ -120,6 +121,7 @@ def build_distribution(override: Override, base: DictConfig) -> BaseDistribution
             raise _range_error(override, f"the interval from {low} to {high} is empty")
         if "log" in tags and low <= 0:
             raise _range_error(override, f"the tag log needs a lower bound above 0, not {low}")
+        # Hydra's cast `int(interval(1, 8))` makes both bounds integers.
         whole = isinstance(low, int) and isinstance(high, int)
         return (IntDistribution if whole else FloatDistribution)(low, high, log="log" in tags)
     if isinstance(value, RangeSweep):
@@ -128,7 +130,9 @@ def build_distribution(override: Override, base: DictConfig) -> BaseDistribution
             raise _range_error(override, "the range needs at least two increasing values")
         whole = all(isinstance(step, int) for step in steps)
         kind: Any = IntDistribution if whole else FloatDistribution
+        # The last value is the upper bound: Hydra's range excludes its end, and Optuna includes it.
         return kind(steps[0], steps[-1], step=value.step)
+    # The choices stay text, because Optuna's storages may not accept lists and dicts.
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
@@ -157,6 +161,7 @@ def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) ->
     for key, dist in space.items():
         now, known = _get_value(key, base), typing.cast(Any, dist)
         if isinstance(dist, CategoricalDistribution):
+            # The choices are text, so Hydra parses them before the comparison with the config.
             parsed = OverridesParser.create().parse_overrides([f"x={c}" for c in dist.choices])
             same = [c for c, o in zip(dist.choices, parsed, strict=True) if o.value() == now]
             values |= {key: same[0]} if same else {}
@@ -166,6 +171,7 @@ def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) ->
 
 
 def _get_value(key: str, base: DictConfig) -> Any:
+    # A key with a slash is a config group, such as `trainer/loss`.
     if "/" in key:
         return base.hydra.runtime.choices.get(key, ABSENT)
     return OmegaConf.select(base, key, default=ABSENT)
@@ -229,6 +235,7 @@ def sample_latin_hypercube(
     value of exactly one point.
     """
     rng = np.random.default_rng(seed)
+    # Shape (count,) for each key: one random point in each interval, in random order.
     fractions = {key: (rng.permutation(count) + rng.random(count)) / count for key in space}
     return [
         {key: _value_at(dist, float(fractions[key][i])) for key, dist in space.items()}
@@ -244,10 +251,12 @@ def _value_at(dist: Any, fraction: float) -> Any:
         return dist.choices[int(fraction * len(dist.choices))]
     whole = isinstance(dist, IntDistribution)
     if dist.log:
+        # Equal steps of `fraction` multiply the value by equal factors.
         value = dist.low * (dist.high / dist.low) ** fraction
         return round(value) if whole else value
     if dist.step is None:
         return dist.low + (dist.high - dist.low) * fraction
+    # `round` corrects the division in floating point: 0.3 / 0.1 is 2.9999999999999996.
     value = dist.low + dist.step * int(fraction * (round((dist.high - dist.low) / dist.step) + 1))
     # Rounding must not give a value above the upper bound.
     return value if whole else min(value, dist.high)

@@ -57,6 +57,7 @@ def open_study(
 
     file = str(folder / JOURNAL)
     try:
+        # Only the sweeper calls this with a direction, before any trial can write to the journal.
         if direction is not None:
             _remove_incomplete_line(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
@@ -91,6 +92,7 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
     Raises:
         UserError: earlier trials used another config, space, code, data or hardware.
     """
+    # The study stores JSON, in which tuples become lists, so `about` is compared in the same form.
     now = json.loads(json.dumps(about))
     kept = study.user_attrs.get(ABOUT)
     if kept is None:
@@ -144,6 +146,7 @@ class TrialQueue:
             batch: list[FrozenTrial] = []
             while len(batch) < min(size, left):
                 trial = waiting.pop(0) if waiting else self._ask()
+                # Launchers number jobs consecutively, and a job has the number of its trial.
                 if batch and trial.number != batch[-1].number + 1:
                     waiting.insert(0, trial)
                     break
@@ -161,6 +164,7 @@ class TrialQueue:
 
         if status == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
+        # Optuna does not accept NaN as the value of a finished trial.
         elif value is None or math.isnan(value):
             self.study.tell(number, state=TrialState.FAIL)
         else:
@@ -168,6 +172,7 @@ class TrialQueue:
 
     def find_best(self) -> FrozenTrial | None:
         """Return the finished trial with the best validation score; None if none has finished."""
+        # `best_trial` raises an error if no trial is complete.
         finished = any(trial.state.name == "COMPLETE" for trial in self.study.trials)
         return self.study.best_trial if finished else None
 
@@ -179,6 +184,7 @@ class TrialQueue:
         fresh = sum(RETRY_OF not in trial.user_attrs for trial in trials)
         if not waiting and fresh < len(self.first):
             self.study.enqueue_trial(self.first[fresh])
+        # SeedSequence mixes both numbers, so adjacent seeds and trials get unrelated 32-bit seeds.
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         self.study.sampler = instantiate(self.sampler, seed=seed)
         asked = self.study.ask(self.space)

@@ -80,6 +80,7 @@ class Search(Sweeper):
         """
         require_optuna()
         self._start(arguments)
+        # Hydra's own sweeper writes this file, too.
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         returns = []
         at_once = count_parallel_jobs(self.launcher, self.config.hydra.launcher)
@@ -117,6 +118,7 @@ class Search(Sweeper):
             *sample_latin_hypercube(space, self.n_spread, self.seed),
         ]
         self.trials = TrialQueue(study, space, self.sampler, self.seed, first)
+        # The repetition of a failed trial has a new number, so the table must not list the old one.
         for number in self.trials.retried:
             (notes_folder(self.folder) / f"{number}.json").unlink(missing_ok=True)
         for line in format_space(space):
@@ -142,6 +144,7 @@ class Search(Sweeper):
         study = open_study(self.folder, self.pruner, _get_direction(self.metric))
         check_study(study, about)
         study.set_user_attr(METRIC, self.metric)
+        # The parent run starts only after all checks, so a search that is refused leaves no run.
         self.parent = ParentRun()
         self.parent.open(self.config, resumed)
         return study
@@ -152,6 +155,7 @@ class Search(Sweeper):
     def _tell_result(self, trial: FrozenTrial, result: JobReturn) -> None:
         failed = result.status == JobStatus.FAILED
         value = None if failed else result.return_value
+        # `run_job` returns None only for a pruned trial.
         status = "failed" if failed else "pruned" if value is None else "done"
         self.trials.tell(trial.number, status, value)
 
@@ -188,6 +192,7 @@ def _prepare(composed: DictConfig) -> Prepared:
 def _describe_search(prepared: Prepared) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in KEYS_WITHOUT_EFFECT})
+    # The time between two checkpoints does not change the scores.
     common.pop("trainer.checkpoint_every")
     return {"config": common, "identity": prepared.tags["kinopoisk_ft.identity"]}
 
@@ -196,6 +201,7 @@ def count_parallel_jobs(launcher: Launcher, options: DictConfig) -> int:
     """Return how many jobs the launcher runs at the same time."""
     if hasattr(launcher, "count_parallel_jobs"):
         return int(launcher.count_parallel_jobs())
+    # Only the Slurm launcher has this option.
     if "array_parallelism" in options:
         return int(options.array_parallelism)
     if "submitit_folder" in options:

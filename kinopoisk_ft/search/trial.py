@@ -76,6 +76,7 @@ class TrialTracker:
         if step in steps:
             # This score was already reported before the trial was interrupted.
             return
+        # If the process dies between these two calls, Optuna ignores the repeated report.
         self.trial.report(values[self.metric], len(steps))
         self.trial.set_user_attr(STEPS, [*steps, step])
         if self.trial.should_prune():
