@@ -104,6 +104,7 @@ def find_finished(prepared: Prepared, folder: Path) -> Result | None:
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
+    # Runs that ended while the store did not answer are only in the event logs.
     found = tracker.find(wanted) or find_unsent(folder, wanted)
     return Result.read(found[RESULT]) if found else None
 
@@ -146,6 +147,7 @@ def count_flops(
     blocks, weights = size
     per_epoch = trainer.steps_per_epoch(reviews)
     steps = trainer.training_budget.count_steps(per_epoch)
+    # A budget of tokens has no fixed number of steps, but gives the epochs directly.
     epochs = (
         trainer.training_budget.amount / tokens["train"] if steps is None else steps / per_epoch
     )
@@ -154,7 +156,9 @@ def count_flops(
     # Tokens that pass through each block in training, and in the evaluations and the test.
     trained = epochs * tokens["train"]
     evaluated = evaluations * tokens["val"] + tokens["test"]
+    # Fraction of the blocks without a backward pass. All blocks count as equally large.
     share = adapter.count_forward_blocks(blocks) / blocks
+    # With the prefix cache, each text passes through these blocks once and not in every epoch.
     is_cached = trainer.prefix_cache != "off"
     below = sum(tokens.values()) if is_cached else trained + evaluated
     # Gradient checkpointing runs the forward pass of a block twice.
@@ -175,6 +179,7 @@ def count_tokens(characters: np.ndarray, preprocessing: Preprocessing) -> float:
     tokens = np.ceil(kept / CHARACTERS_PER_TOKEN) + 2
     if not preprocessing.reads_windows:
         return float(np.minimum(tokens, preprocessing.max_length).sum())
+    # Each window has one special token on each side, such as [CLS] and [SEP].
     windows = Windows.of(
         preprocessing.max_length - 2, preprocessing.window_stride, preprocessing.max_windows, 1, 1
     )
@@ -198,9 +203,11 @@ def measure_rate(device: torch.device, kind: str) -> float:
     # The first product only warms up.
     while not products or time.perf_counter() - started < TIMED_SECONDS:
         torch.matmul(left, right)
+        # A CUDA call returns before the product is finished.
         synchronize(device)
         started = started or time.perf_counter()
         products += 1
+    # A product of two n x n matrices takes 2 n^3 FLOP: 2 n for each element of the result.
     return (products - 1) * 2 * MATRIX**3 / (time.perf_counter() - started)
 
 

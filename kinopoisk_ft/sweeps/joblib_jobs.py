@@ -48,6 +48,7 @@ def launch_jobs(
     Raises:
         Stopped: a stop signal arrived.
     """
+    # The launcher is an optional package (extra `parallel`).
     from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
     launcher = JoblibLauncher(**options)
@@ -90,6 +91,7 @@ def _stop_workers(jobs: Future[Any], number: int) -> None:
     while not jobs.done() and time.monotonic() < end:
         for worker in _find_workers() - signalled:
             signalled.add(worker)
+            # The worker may have ended since it was found.
             with suppress(psutil.NoSuchProcess):
                 worker.send_signal(number)
         wait([jobs], POLL)
@@ -99,6 +101,7 @@ def _find_workers() -> set[psutil.Process]:
     found = set()
     for worker in active_children():
         with suppress(psutil.NoSuchProcess):
+            # psutil compares processes by PID and start time, so a reused PID is a new worker.
             found.add(psutil.Process(worker.pid))
     return found
 
@@ -115,8 +118,10 @@ class WorkerTask:
 
     def __call__(self, config: Any) -> Any:
         for number in NUMBERS:
+            # Ignored signals stay ignored, such as SIGINT in a background job of a shell.
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda arrived, _: _received.append(arrived))
+        # Signals that arrived during the imports are delivered now, to the handlers above.
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
         try:

@@ -121,6 +121,7 @@ def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
     expected = read_forecast(job.sweep_dir)
     JOB.set(number_job(job.number, expected))
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
+    # If this process is killed, this outcome remains and shows the job as unfinished.
     Outcome(**note, status="unfinished").write(job.sweep_dir)
     started = time.monotonic()
     result = None if prepared.cfg.rerun else find_finished(prepared, job.sweep_dir)
@@ -143,6 +144,7 @@ def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
         objective=result.objective, message=result.warning, seconds=seconds,
     ).write(job.sweep_dir)  # fmt: skip
     name = f"{prepared.label}, seed {prepared.tags['seed']}"
+    # The outcomes include jobs that other processes run at the same time.
     took = {o.job: o.seconds for o in read_outcomes(job.sweep_dir) if o.seconds is not None}
     same_as = result.run_id if is_skipped else ""
     print(format_job(job.number, name, score, seconds, expected, took, same_as), flush=True)
@@ -156,6 +158,7 @@ def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
 def _quiet_console() -> None:
     # Print only warnings from now on; run.log contains all messages.
     for handler in logging.root.handlers:
+        # `isinstance` would also find the handler of run.log, because FileHandler is a subclass.
         if type(handler) is logging.StreamHandler:
             handler.setLevel(logging.WARNING)
 
@@ -191,6 +194,7 @@ def format_job(
     trained = {i: expected[i].seconds or 0.0 for i in took if i < len(expected)}
     trained = {i: value for i, value in trained.items() if value}
     if left and guess and trained:
+        # Ratio of measured to expected time, which corrects the forecast for the other jobs.
         speed = sum(took[i] for i in trained) / sum(trained.values())
         text += f", about {format_time(guess * speed)} left"
     return text
@@ -204,6 +208,7 @@ def _train(prepared: Prepared, job: Job, out_dir: Path) -> Result:
     except Stopped as stop:
         # Raise the signal again for the launcher. With submitit, for example, Slurm then requeues
         # the job.
+        # Without a handler of the launcher, the signal would kill this process at once.
         if stop.number != signal.SIGINT and callable(signal.getsignal(stop.number)):
             signal.raise_signal(stop.number)
         raise
@@ -222,6 +227,7 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
+        # Place 0 of each GPU is tried before place 1 of any GPU, so the jobs are spread evenly.
         place, device = divmod(number, devices)
         lock = FileLock(folder / f"gpu-{device}.{place}.lock")
         try:

@@ -52,6 +52,7 @@ class Check(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and check the jobs of a grid."""
+        # Tests and other programs may run several sweeps in one process.
         Check.jobs = []
         if config.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
             if config.get("dry_run"):
@@ -132,6 +133,8 @@ def compose_jobs(config: DictConfig) -> list[DictConfig]:
 
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    # As in Hydra's sweeper, a key on the command line replaces the same key of `params`.
     parsed = OverridesParser.create(loader).parse_overrides(params + get_overrides(config.hydra))
+    # With None as the largest batch size, there is one batch with all jobs.
     ((*jobs,),) = BasicSweeper.split_arguments(parsed, None)
     return [loader.load_sweep_config(config, list(job)) for job in jobs]

@@ -58,6 +58,7 @@ def count_parallel_jobs(options: Mapping[str, Any]) -> int:
     """Return how many jobs the cluster can run at the same time; at least 1."""
     with connect(options["address"]):
         wanted = _resources_per_job(options)
+        # A job must fit on one machine, so the jobs are counted for each machine.
         fit = [
             min((int(has.get(k, 0) // v) for k, v in wanted.items() if v), default=1)
             for has in _machine_resources()
@@ -93,6 +94,7 @@ def launch_jobs(
             num_gpus=resources["GPU"],
             max_retries=options["max_retries"],
         )(job)
+        # Ray copies the shared data to its object store once, and not once per job.
         shared, pending = ray.put(JobContext(**context)), []
         try:
             for number, overrides in enumerate(job_overrides, first):
@@ -142,6 +144,7 @@ def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
     while pending:
         # If Stopped were raised inside Ray, it would become a plain KeyboardInterrupt.
         with signals.defer():
+            # The results are returned in the order of the jobs, so wait only for the first one.
             ready, _ = ray.wait(pending[:1], timeout=POLL)
         if not ready:
             continue
@@ -151,6 +154,7 @@ def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
             cause = error.cause if isinstance(error, RayTaskError) else error
             print(f"error: a job was lost: {cause}", file=sys.stderr)
             lost = JobReturn(status=JobStatus.FAILED, overrides=[])
+            # Hydra's own sweeper raises this error when it reads the results.
             lost.return_value = RunError()
             found.append(lost)
         pending.pop(0)
@@ -161,6 +165,7 @@ def _cancel_jobs(pending: list[Any]) -> None:
     # A second stop signal ends the wait.
     with suppress(KeyboardInterrupt):
         for ref in pending:
+            # Without `force`, this interrupts a job like Ctrl-C, so the job can write a checkpoint.
             ray.cancel(ref)
         if pending:
             ray.wait(pending, num_returns=len(pending), timeout=GRACE_SECONDS)
@@ -197,8 +202,10 @@ def job(context: JobContext, overrides: list[str], number: int) -> JobReturn:
             where="hydra/launcher=ray",
             fix="start the sweep in a folder that all machines of the cluster share",
         )
+    # Relative paths in the config start at the folder in which the sweep was started.
     os.chdir(context.folder)
     os.environ.update(context.environment)
+    # A new process has neither Hydra's resolvers, such as ${now:}, nor its stored configs.
     setup_globals()
     Singleton.set_state(context.singletons)
     config = context.hydra_context.config_loader.load_sweep_config(context.config, overrides)
