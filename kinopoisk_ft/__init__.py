@@ -56,6 +56,7 @@ class _RegisterAfterImport:
         """
         if name != _AUTO_CONFIG:
             return None
+        # Otherwise, the call of `find_spec` would run this hook again.
         sys.meta_path.remove(self)
         spec = find_spec(name)
         loader: Any = spec.loader if spec else None
@@ -73,4 +74,5 @@ class _RegisterAfterImport:
 if _AUTO_CONFIG in sys.modules:
     _register(sys.modules[_AUTO_CONFIG])
 else:
+    # Python uses the first finder that returns a spec, so the hook must come before the others.
     sys.meta_path.insert(0, _RegisterAfterImport())

@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Without this variable, the tokenizers library warns each time the process is forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Hydra reads its arguments from `sys.argv`.
     sys.argv = [sys.argv[0], *_move_flags_first(args), *(NO_OUTPUT if torchrun.rank() else [])]
     import hydra
 
@@ -158,6 +159,7 @@ def _close_sweep(code: int) -> int:
 
     jobs = read_outcomes(sweep.sweep_dir)
     print(format_outcomes(jobs))
+    # A search raises no error for a failed job.
     code = code or int(any(job.status in ("failed", "unfinished") for job in jobs))
     store = sweep.find_store()
     sweep.close(STATUSES.get(code, "FAILED"))
@@ -172,6 +174,7 @@ def _move_flags_first(args: list[str]) -> list[str]:
     flags: list[str] = []
     overrides: list[str] = []
     for previous, arg in zip(["", *args], args, strict=False):
+        # The value of a flag follows the flag to the front.
         is_flag = arg.startswith("-") or previous in FLAGS_WITH_VALUE
         (flags if is_flag else overrides).append(arg)
     # Hydra rejects a flag between two overrides.
@@ -187,6 +190,7 @@ def _job(cfg: DictConfig) -> float | None:
 
     out_dir, job = get_output_dir(), get_job()
     try:
+        # If the config has no seed, a resumed run keeps the random seed that it drew at its start.
         prepared = prepare(cfg, read_seed(out_dir, cfg.get("resume", "auto")))
         if job:
             from kinopoisk_ft.sweeps.jobs import run_job
@@ -229,5 +233,6 @@ def _write_traceback(out_dir: Path) -> Path:
 
 
 def _find_config_dirs(args: list[str]) -> list[Path]:
+    # Both forms are valid: `--config-dir path` and `--config-dir=path`.
     pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
     return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

@@ -65,6 +65,7 @@ def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
 def _restart_in_utf8() -> None:
     # LC_ALL=C with PYTHONUTF8=0 selects ASCII, and then Cyrillic paths cannot be read.
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        # Python reads this variable only when it starts.
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)
 
@@ -98,6 +99,7 @@ def _wrap_stream(stream: Any, original: Any) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if stream is original and not stream.isatty():
+        # Text in the buffer of the old stream must be written before any new text.
         stream.flush()
         # The original stream owns the descriptor, so the new one must not close it.
         raw = _Output(stream.fileno(), "wb", closefd=False)
@@ -125,6 +127,7 @@ class _Output(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
+            # Otherwise, the caller would try to write the same bytes again.
             return len(data)
 
 
@@ -188,6 +191,7 @@ def silence_libraries() -> None:
 @contextmanager
 def silence_logs() -> Iterator[None]:
     """Drop all log messages below ERROR inside the `with` block."""
+    # `logging` has no public function that returns the level of `logging.disable`.
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

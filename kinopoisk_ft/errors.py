@@ -34,6 +34,7 @@ class UserError(Exception):
 
 def suggest_name(name: str, valid: Iterable[str]) -> str:
     """Return `did you mean 'x'?` for a similar valid name, or else all valid names."""
+    # Names are compared without case, and shown as they are written.
     names = {known.lower(): known for known in sorted(valid)}
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     if close:
@@ -63,6 +64,7 @@ def first_line(error: BaseException) -> str:
 
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra (optional dependencies) of this package."""
+    # This package is not on PyPI.
     return f"pip install -e '.[{extra}]' (in the checkout)"
 
 

@@ -70,6 +70,7 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
         # Until `last` is moved, readers treat the folder as incomplete.
         (folder / last).unlink(missing_ok=True)
         sync_to_disk(folder)
+        # `last` comes last, because False is sorted before True.
         for file in sorted(files, key=lambda file: file == part / last):
             target = folder / file.relative_to(part)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,7 @@ def sync_to_disk(path: Path) -> None:
     # Windows cannot open a folder as a file.
     if os.name == "nt" and path.is_dir():
         return
+    # On Windows, fsync requires a descriptor that is open for writing.
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,6 +106,7 @@ def check_writable(file: Path, asked_by: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # Only the temporary file is created, because `file` may contain an earlier result.
         temporary_path(file).touch()
         temporary_path(file).unlink()
     except OSError as error:
@@ -119,6 +122,7 @@ def temporary_path(file: Path) -> Path:
     return file.with_name(file.name + ".part")
 
 
+# Error codes for no space, an exceeded quota and a read-only file system.
 DISK_FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Bytes that must stay free for the log, the MLflow store and the result.
 MARGIN = 2**26
@@ -157,6 +161,7 @@ def wrap_disk_full(folder: Path) -> Iterator[None]:
 
 
 def _read_os_code(error: SafetensorError) -> int:
+    # safetensors gives the code only in its message: "No such file or directory (os error 2)".
     match = re.search(r"os error (\d+)", str(error))
     return int(match[1]) if match else 0
 
@@ -165,6 +170,7 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise OSError if writing `needed` bytes would leave less than 64 MiB free on the disk."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
+        # The callers turn this error into a UserError with `wrap_checkpoint_errors`.
         raise OSError(
             f"{needed / 2**20:.0f} MiB are needed plus a margin of {MARGIN / 2**20:.0f} MiB, "
             f"but only {free / 2**20:.0f} MiB are free"
@@ -214,6 +220,7 @@ def prepare_caches() -> None:
                 if not (key in os.environ or (shared / name).is_dir())
             }
         reason = _find_write_error(get_cache_dir())
+    # `Path.home` raises this error if the user has no home folder.
     except RuntimeError as error:
         moved = {k: name for k, name in LIBRARY_VARIABLES.items() if k not in os.environ}
         reason = str(error)
@@ -235,6 +242,7 @@ def prepare_caches() -> None:
 def _find_write_error(folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # `os.access` may be wrong, for example on a network file system, so create a file.
         with tempfile.TemporaryFile(dir=folder):
             return ""
     except OSError as error:

@@ -61,6 +61,7 @@ def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
         fix: what the user can do instead, for messages.
     """
     global _unreachable
+    # Blocks may be nested, so the state of the outer block is restored at the end.
     before = _unreachable, constants.HF_HUB_OFFLINE
     if not constants.HF_HUB_OFFLINE and not Path(name).is_dir():
         _unreachable = _ask_hub()
@@ -133,6 +134,7 @@ def _explain_upload(error: Exception, name: str, created: bool) -> tuple[str, st
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on, so nothing can be uploaded", "unset HF_HUB_OFFLINE"
+    # The hub also answers 401 for a repository that is private or does not exist.
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return "the hub does not accept your token", _LOGIN
     if isinstance(error, RepositoryNotFoundError):
@@ -163,6 +165,7 @@ def _ask_hub() -> str:
 
 
 def _explain(error: Exception, what: str, fix: str) -> UserError | None:
+    # `torch.load` raises this error for a damaged file, and for code in a pickle file.
     if isinstance(error, pickle.UnpicklingError):
         pickled = f"the weights of {what} are a pickle file that is damaged or unsafe to load"
         space = "https://huggingface.co/spaces/safetensors/convert"
@@ -177,6 +180,7 @@ def _explain(error: Exception, what: str, fix: str) -> UserError | None:
     def among(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in links)
 
+    # GatedRepoError is a subclass of RepositoryNotFoundError, so it must be checked first.
     if among(GatedRepoError):
         fix = f"request access on its page on the hub and log in (hf auth login), or {fix}"
         return UserError(f"{what} is gated", where=hub, fix=fix)
@@ -204,6 +208,7 @@ def _explain(error: Exception, what: str, fix: str) -> UserError | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    # Libraries often raise their own error while they handle an error of the hub.
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -71,6 +71,7 @@ def digest_content(path: Path, pattern: str = "*") -> str:
     Raises:
         UserError: the folder has more than MOST_FILES files, so it was probably set by mistake.
     """
+    # The order of `rglob` depends on the file system, so the files are sorted.
     files = sorted(islice(path.rglob(pattern), MOST_FILES + 1)) if path.is_dir() else [path]
     if len(files) > MOST_FILES:
         raise UserError(
@@ -116,6 +117,7 @@ def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _find_files(config: dict[str, Any]) -> set[tuple[str, Path]]:
+    # Other groups may also contain paths, for example of a store, which do not change the result.
     texts = {text for group in NAME_GROUPS for _, text in _iterate_strings(config[group]) if text}
     # `Path.exists` would raise an error for strings that are longer than a file name can be.
     return {(text, Path(text)) for text in texts if os.path.exists(text)}

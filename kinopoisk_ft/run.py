@@ -51,6 +51,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         check_writable(prepared.result_file, "result_json")
     with StopSignals(), folder.lock():
         tags = prepared.tags
+        # A new run deletes the checkpoints in the folder, so this requires the lock.
         name, resumed_id = f"{tags['approach']}, seed {tags['seed']}", folder.find_run()
         # An earlier process that was killed in this folder could not end its run in the store.
         close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
@@ -75,8 +76,10 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
             raise
         # Sweeps skip jobs whose run has this tag, so it is set only after everything is written.
         tracker.tags({RESULT: result.as_json()})
+        # If the process dies before `mark_finished`, the same command resumes and ends the run.
         tracker.finish("FINISHED")
         folder.mark_finished()
+    # A job of a sweep prints its own line (`run_job`).
     if prepared.job is None:
         print(f"{prepared.label}\n{result.table()}")
     return result
@@ -105,6 +108,7 @@ def _run_worker(prepared: Prepared) -> None:
     # Rank 0 logs the same messages.
     logging.disable(logging.WARNING)
     tracker = Tracker(uri=None, experiment="")
+    # Rank 0 writes the same files to the output folder.
     with StopSignals(), tempfile.TemporaryDirectory(prefix="kinopoisk_ft_") as folder:
         instantiate(prepared.cfg.task)(prepared.cfg, tracker, "", Path(folder))
 

@@ -81,6 +81,7 @@ class RunFolder:
                 where=str(self.file.parent),
                 fix="wait until that process ends, or choose another output_dir",
             ) from error
+        # Some file systems have no locks, and then filelock raises one of these errors.
         except (OSError, NotImplementedError) as error:
             log.warning(
                 "the output folder cannot be locked; make sure that no other process uses it: %s",
@@ -116,6 +117,7 @@ class RunFolder:
                 where=str(self.folder),
                 fix=START_OVER,
             )
+        # Without checkpoints, starting over loses nothing.
         self._clear()
         return None
 
@@ -129,6 +131,7 @@ class RunFolder:
         self._clear()
 
     def _clear(self) -> None:
+        # The record goes first: with a record, but without checkpoints, training would start over.
         self.file.unlink(missing_ok=True)
         for folder in self.folder.glob("checkpoint-*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -179,6 +182,7 @@ def check_sweep_folders(config: DictConfig) -> None:
     """Raise UserError if a folder name of a sweep or of its jobs is too long."""
     if error := _explain_long_name(str(config.hydra.sweep.dir)):
         raise error
+    # `subdir` refers to values that Hydra sets only inside a job.
     plain: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if "override_dirname" in str(plain["subdir"]):
         # A user's config may interpolate values that exist only inside a job.
@@ -214,12 +218,14 @@ def _compose_longest_folder(config: DictConfig) -> str:
         if override.key_or_group in options.exclude_keys:
             continue
         if override.is_sweep_override():
+            # The longest folder name belongs to the job with the longest value of each key.
             value = max(override.sweep_string_iterator(), key=_count_bytes)
         else:
             value = override.get_value_element_as_str()
         parts.append(f"{override.get_key_element()}={value}".replace("=", options.kv_sep))
     with read_write(config), open_dict(config):
         config.hydra.job.override_dirname = options.item_sep.join(sorted(parts))
+        # Hydra sets these values only when a job starts.
         config.hydra.job.num, config.hydra.job.id = 0, "0"
     return str(config.hydra.sweep.subdir)
 
@@ -240,4 +246,5 @@ def _explain_long_name(
 
 
 def _count_bytes(name: str) -> int:
+    # File systems limit the number of bytes, and a Cyrillic letter has two bytes in UTF-8.
     return len(os.fsencode(name))

@@ -88,6 +88,7 @@ def is_number(text: str) -> bool:
 
 def format_decimal(text: str) -> str:
     """Write a number in decimal notation: "1e+02" becomes "100", and "1.50" becomes "1.5"."""
+    # Unlike float, Decimal keeps all digits of a long number.
     written = f"{Decimal(text):f}"
     if "." in written:
         written = written.rstrip("0").rstrip(".")
@@ -102,6 +103,7 @@ def fold_name(name: object) -> str | None:
     """
     if not isinstance(name, str):
         return None
+    # NFKC comes first, because it joins the letter е and a combining diaeresis to ё.
     folded = unicodedata.normalize("NFKC", name).casefold().replace("ё", "е")
     folded = " ".join(_QUOTES.sub("", _YEAR.sub("", folded)).split())
     return folded or None
