@@ -39,6 +39,7 @@ class EngineLauncher(Launcher):
 
     def count_parallel_jobs(self) -> int:
         """Return how many jobs run at the same time."""
+        # The engines import joblib or Ray, which most commands do not need.
         return int(import_module(self.engine).count_parallel_jobs(self.options))
 
     def launch(
@@ -71,6 +72,7 @@ class PoolConfig(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Store the config, and leave the search path unchanged."""
+        # The launcher is an optional package (extra `parallel`).
         if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
             return
         from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
