@@ -188,6 +188,7 @@ def _explain_unsearchable(override: Override, base: DictConfig) -> str | None:
     now = _get_value(key, base)
     if now is ABSENT:
         return "the selected model, adapter and trainer have no such key"
+    # By default, trainer.lr is ${adapter.lr}. With any other value, adapter.lr has no effect.
     if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
         return "trainer.lr does not refer to it in this config"
     if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):

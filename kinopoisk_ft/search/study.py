@@ -63,6 +63,7 @@ def open_study(
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
         # `TrialQueue` sets its own sampler, and the process of a trial does not need one.
         how: dict[str, Any] = {"storage": storage, "study_name": "search"}
+        # Without NopPruner, Optuna would prune with its default, MedianPruner.
         how["pruner"] = instantiate(pruner) or optuna.pruners.NopPruner()
         how["sampler"] = optuna.samplers.RandomSampler()
         if direction is None:
@@ -99,6 +100,7 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
         study.set_user_attr(ABOUT, now)
         return
     before, after = flatten(kept), flatten(now)
+    # The identity is a digest, so it does not show what has changed.
     is_same = before.pop("identity") == after.pop("identity")
     differing = list_differences(before, after)
     if not (differing or is_same):
@@ -198,6 +200,7 @@ class TrialQueue:
             if trial.state == TrialState.RUNNING and set(trial.params) != set(self.space):
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self.study.trials
+        # The trials that an earlier command has already repeated.
         again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
         failed = [t for t in trials if t.state == TrialState.FAIL and t.number not in again]
         for trial in failed:

@@ -113,6 +113,7 @@ class Search(Sweeper):
         # With rerun=true, trials must not resume from checkpoints of earlier trials.
         self.fixed = [*search.fixed, "resume=never"] if base.rerun else search.fixed
         study = self._open_study(about, start_over=base.rerun)
+        # Trial 0 runs the unchanged config, and the next trials cover the space evenly.
         first = [
             read_current_values(space, base),
             *sample_latin_hypercube(space, self.n_spread, self.seed),

@@ -50,6 +50,7 @@ class TrialTracker:
         self.trial = optuna.Trial(study, study.trials[number]._trial_id)
 
     def __getattr__(self, name: str) -> Any:
+        # Python calls this method only for attributes that this class does not define.
         return getattr(self.tracker, name)
 
     def start(
