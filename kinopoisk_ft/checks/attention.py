@@ -41,6 +41,7 @@ def check_attention() -> Iterator[Finding]:
     dtype = DTYPES[kind]
     where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
     for name, kernel in KERNELS.items():
+        # Some kernels accept no mask, such as PyTorch's flash kernel on CUDA.
         masks = {"without": False, "with": True}
         modes = [text for text, mask in masks.items() if _can_run(kernel, device, dtype, mask)]
         # PyTorch uses the math kernel if the others do not support the inputs.
@@ -50,6 +51,7 @@ def check_attention() -> Iterator[Finding]:
             yield Finding(name, "ok", detail, needed)
         else:
             yield Finding(name, "missing", f"does not run {where}", needed)
+    # Without dropout, `attention` calls PyTorch, so only the kernel with dropout is tested.
     yield check_numba(
         DROPOUT_SELF_TEST,
         partial(attention_op.attention, mask=None, p=TINY_DROPOUT, backend="numba"),
@@ -58,13 +60,16 @@ def check_attention() -> Iterator[Finding]:
 
 
 def _can_run(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
+    # Training also needs the backward pass, so the inputs require gradients.
     # (batch, heads, length, width)
     x = torch.ones(2, 2, 16, 64, device=device, dtype=dtype, requires_grad=True)
+    # (batch, 1, 1, keys): a padding mask is the same for all heads and queries.
     mask = torch.ones(2, 1, 1, 16, device=device, dtype=torch.bool) if masked else None
     try:
         # PyTorch emits long warnings if it cannot use a kernel.
         with warnings.catch_warnings(action="ignore"), sdpa_kernel([kernel]):
             nn.functional.scaled_dot_product_attention(x, x, x, mask).sum().backward()
     except RuntimeError:
+        # PyTorch raises this error if the only allowed kernel does not support the inputs.
         return False
     return True

@@ -20,6 +20,7 @@ class Finding:
     """
 
     name: str
+    # A part is "missing" if it is absent or unsupported, and "broken" if it does not work.
     state: Literal["ok", "missing", "broken"]
     detail: str
     needed: bool = False

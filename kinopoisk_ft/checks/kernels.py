@@ -35,9 +35,11 @@ def _check_operator(
     device = choose_device("auto")
     taken = backends.choose_backend(name, "auto", names, device, torch.float32)
     yield Finding("auto", "ok", f"selects '{taken}' on {device.type}", needed=True)
+    # The scan of Mamba-2 has no numba kernel.
     if "numba" in names:
         yield check_numba(subject, partial(run, backend="numba"))
     chunked = partial(run, backend="torch")
+    # `auto` selects this backend if no faster one works, so a run needs it.
     yield compare_with_reference("torch", subject, chunked, device, needed=True)
     yield check_gpu_package(backends.GPU_PACKAGES[name], device)
 
@@ -63,6 +65,7 @@ def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
     """Check whether numba can be used, and whether an operator's numba kernel is correct."""
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
+    # Without --no-deps, pip would also reinstall NumPy and llvmlite.
     fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"
     # On a CPU, `auto` selects numba without a self-test, so a wrong kernel would affect runs.
     return compare_with_reference(
@@ -78,6 +81,7 @@ def check_gpu_package(package: GpuPackage, device: torch.device) -> Finding:
         return Finding(package.name, "missing", detail, fix=where + package.get_install_command())
     wrong = package.diagnose(device)
     if wrong:
+        # The finding already begins with the name of the package.
         detail = wrong.removeprefix(f"{package.name} ")
         return Finding(package.name, "broken", detail, fix=where + package.get_install_command())
     return compare_with_reference(package.name, package.self_test, package.run, device)
@@ -100,6 +104,7 @@ def compare_with_reference(
             return Finding(name, "broken", f"fails on {device}: {wrong}", needed, fix)
         ratio = _measure_speedup(subject, run, device)
     except Exception as error:
+        # A kernel that was built for another GPU or PyTorch version can raise any exception.
         return Finding(name, "broken", f"fails on {device}: {format_error(error)}", needed, fix)
     detail = f"agrees with the reference on {device.type}, {ratio:.1f} times as fast"
     # A first call that takes longer than a second has compiled the kernel.
@@ -113,11 +118,15 @@ def _measure_speedup(subject: SelfTest, run: Callable[..., Tensor], device: torc
     functions = (subject.reference, run)
     times: list[list[float]] = [[], []]
     began = time.perf_counter()
+    # Both functions run alternately, so that a change of the processor's speed affects both.
     while len(times[0]) < 3 or time.perf_counter() - began < TIMING_SECONDS:
         for function, seconds in zip(functions, times, strict=True):
+            # GPU kernels run asynchronously, so wait for them before the clock is read.
             synchronize(device)
             start = time.perf_counter()
             subject.run_backward(function, inputs, grad)
             synchronize(device)
             seconds.append(time.perf_counter() - start)
+    # Other programs can only make a call slower, so the shortest time is the most accurate
+    # (see `timeit.Timer.repeat` in the Python documentation).
     return min(times[0]) / min(times[1])

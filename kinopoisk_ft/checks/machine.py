@@ -18,6 +18,7 @@ from kinopoisk_ft.training.device import choose_device, keep_freed_memory
 from kinopoisk_ft.training.precision import choose_precision
 
 # Packages that runs do not need, with the commands that install them.
+# The package also runs from a checkout that is not installed, but then it has no version.
 OPTIONAL = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba": NUMBA_FIX}
 
 
@@ -40,6 +41,7 @@ def check_devices() -> Iterator[Finding]:
     yield from _check_gpus()
     taken = choose_device("auto")
     yield Finding("trainer.device=auto", "ok", f"selects {taken.type}", needed=True)
+    # `os.cpu_count` also counts CPUs that this process must not use, for example after taskset.
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS")
     limited = f" (OMP_NUM_THREADS={limit})" if limit else ""
@@ -54,6 +56,7 @@ def _check_gpus() -> Iterator[Finding]:
         yield Finding(f"cuda:{i}", "ok", detail)
     if torch.backends.mps.is_available():
         yield Finding("mps", "ok", "Apple's GPU")
+    # With an NVIDIA driver, `trainer.device=auto` should select the GPU, not the CPU.
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         if torch.version.cuda:
             detail = f"nvidia-smi is installed, but torch (CUDA {torch.version.cuda}) finds no GPU"
@@ -62,10 +65,12 @@ def _check_gpus() -> Iterator[Finding]:
             detail = f"nvidia-smi is installed, but torch {torch.__version__} is built without CUDA"
             fix = "https://pytorch.org/get-started/locally"
             if sys.platform == "linux":
+                # On Linux, PyPI has wheels with CUDA. Another index may have no such wheel.
                 fix = "pip install --force-reinstall --index-url https://pypi.org/simple torch"
         yield Finding("cuda", "broken", detail, fix=fix)
 
 
+# Cached, because both the precision section and the attention section call it.
 @cache
 def choose_auto() -> tuple[torch.device, str, str]:
     """Return the automatic choice of device and precision, and the reason for the precision."""
@@ -93,6 +98,7 @@ def check_memory() -> Iterator[Finding]:
     else:
         detail = "trainer.keep_memory has no effect: glibc is missing or refuses the thresholds"
         yield Finding("allocator", "missing", detail)
+    # The cache contains numba's kernels, and its module cannot be imported without numba.
     if NUMBA_ERROR is None:
         yield _check_kernel_cache()
 

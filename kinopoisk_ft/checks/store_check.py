@@ -26,6 +26,7 @@ def check_store() -> Iterator[Finding]:
     if file is not None and not file.exists():
         yield _check_parent_folder(shown, file)
     elif file is not None and not os.access(file, os.W_OK):
+        # `open_store` only reads, so it does not notice that the store is read-only.
         fix = f"chmod u+w {file}, or {USE_ANOTHER}"
         yield Finding(NAME, "broken", f"{shown} cannot be written", True, fix)
     else:
@@ -36,14 +37,17 @@ def _check_open(uri: str, shown: str) -> Finding:
     detail = f"{shown} can be opened and has the schema of MLflow {mlflow.__version__}"
     try:
         client = open_store(uri)
+        # A client connects to a server only with its first request.
         if uri.partition(":")[0] in REMOTE:
             client.search_experiments(max_results=1)
             detail = f"{shown} answers"
     except UserError as error:
+        # FIX_MISSING names the option --uri, which the doctor does not have.
         fix = USE_ANOTHER if error.fix in (None, FIX_MISSING) else error.fix
         return Finding(NAME, "broken", f"{shown}: {error.what}", True, fix)
     except MlflowException as error:
         fix = f"start the server, or {USE_ANOTHER}"
+        # MLflow's message may contain the URI with the password.
         reason = format_error(error).replace(uri, shown)[:300]
         return Finding(NAME, "broken", f"{shown}: {reason}", True, fix)
     return Finding(NAME, "ok", detail, needed=True)
@@ -53,12 +57,14 @@ def _find_local_path(uri: str) -> Path | None:
     """Return the file or folder of a local store, or None for a server."""
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///"))
+    # "databricks" is a whole URI. Other URIs with a scheme are servers or databases.
     if uri in REMOTE or ("://" in uri and not uri.startswith("file:")):
         return None
     return Path(local_file_uri_to_path(uri))
 
 
 def _check_parent_folder(uri: str, file: Path) -> Finding:
+    # The first run also creates missing parent folders, so check the nearest existing one.
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not os.access(folder, os.W_OK):
         detail = f"{uri} does not exist, and {folder} cannot be written"
