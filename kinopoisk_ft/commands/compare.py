@@ -53,11 +53,13 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
     from kinopoisk_ft.statistics.equivalence import MARGIN, decide_against
     from kinopoisk_ft.statistics.metrics import HEADLINE
 
+    # The default is not in the parser, because importing it also imports NumPy and SciPy.
     margin = MARGIN if margin is None else margin
     if not 0 < margin < 1:
         raise UserError(f"--margin {margin} is not between 0 and 1", fix="use for example 0.02")
     approaches = _read_approaches(arguments)
     found = compare(approaches)
+    # Unlike the report, this command refuses approaches with different test examples.
     if found.problems:
         raise _explain(found)
     means = {name: scores[HEADLINE] for name, scores in found.means.items()}
@@ -67,11 +69,13 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
                         fix=suggest_name(reference, names))  # fmt: skip
     best = reference or names[0]
     decisions = decide_against(best, names, found, margin)
+    # As in the report, a second verdict uses half of the margin.
     strict = decide_against(best, names, found, margin / 2)
     rows, needed = [], []
     for name in names:
         mean = means[name]
         row = [name, f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"]
+        # Only the reference has no pair, because it is not compared with itself.
         if (pair := found.pair(name, best)) is None:
             rows.append([*row, "", "reference", ""])
             continue
@@ -100,6 +104,7 @@ def _format(rows: list[list[str]], best: str, margin: float, needed: list[str]) 
 
     headers = ["approach", "weighted F1", f"minus {best}", f"at {margin:g}",
                f"at {margin / 2:g}"]  # fmt: skip
+    # Otherwise, tabulate would parse the numbers in the texts, and print 0.9100 as 0.91.
     lines = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), ""]
     lines += needed
     lines.append(
@@ -127,10 +132,12 @@ def _read_approaches(arguments: Sequence[str]) -> list[Approach]:
         raise UserError("there is only one approach", where="the command line",
                         fix="give at least two: full=a.parquet lora=b.parquet")  # fmt: skip
     tables = [item for items in frames.values() for item in items]
+    # A rare class may be missing from one file, so the classes come from all files.
     classes = Predictions.list_classes(tables)
     return [
         Approach(
             name=name,
+            # The files contain no seeds, so the n-th file of each approach counts as the same seed.
             seeds=tuple(map(str, range(len(items)))),
             runs=tuple(Predictions.from_names(frame, classes, file) for file, frame in items),
         )

@@ -70,6 +70,7 @@ def _run_checks(verbose: bool) -> dict[str, list[Finding]]:
         if verbose:
             print(section, flush=True)
         results[section] = []
+        # Some checks compile kernels, which takes seconds, so each finding is printed at once.
         for finding in run_section(section):
             results[section].append(finding)
             if verbose:
@@ -89,4 +90,5 @@ def run_section(section: str) -> Iterator[Finding]:
 def format_finding(finding: Finding) -> str:
     """Format a finding as one line. A fix follows on a second line."""
     line = f"  {finding.state:8} {finding.name:23} {finding.detail}"
+    # The columns before the detail have a width of 35 characters.
     return f"{line}\n{'':35}to do: {finding.fix}" if finding.fix else line

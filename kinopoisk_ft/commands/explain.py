@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
+    # Checked first, because the explanation of a network can take a minute.
     if args.html:
         check_writable(args.html, "--html")
     prepare_caches()
@@ -104,6 +105,7 @@ def _shade(text: str, level: float) -> str:
     strength = min(len(shades) - 1, int(abs(level) * len(shades)))
     if abs(level) < 0.05:
         return text
+    # 30 selects black text, and 48;5;N selects background N of the palette of 256 colours.
     return f"\x1b[30;48;5;{shades[strength]}m{text}{RESET}"
 
 
@@ -111,5 +113,6 @@ def as_page(found: Explanation) -> str:
     """Return an HTML page with the words shaded green (for the answer) or red (against it)."""
     from kinopoisk_ft.serving.attributions import shade_html
 
+    # `shade_html` escapes the words of the review itself.
     summary = escape(_summarize(found))
     return PAGE.format(title=escape(found.label), summary=summary, text=shade_html(found))

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from kinopoisk_ft.serving.locate import find_model_folder
     from kinopoisk_ft.serving.onnx_export import check_packages, export_onnx
 
+    # A missing package is reported before the model is downloaded.
     check_packages()
     folder = find_model_folder(args.model, args.uri)
     # For a run id, the model folder is temporary.

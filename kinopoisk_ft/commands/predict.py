@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     prepare_caches()
     _check_arguments(args)
     table, texts = _read_texts(args)
+    # Problems with the output are reported before the model is loaded and predicts.
     taken = [name for name in table.frame.columns if str(name).startswith(COLUMN_PREFIX)]
     if taken:
         raise UserError(
@@ -106,9 +107,11 @@ def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
     from kinopoisk_ft.data.tables import Table, read_lines, read_table
 
     if not args.input:
+        # The path of this table appears only in error messages.
         table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
         return table, args.texts
     if args.input == Path("-"):
+        # `read_lines` decodes the bytes, because the encoding of `sys.stdin` depends on the locale.
         table = read_lines(Path("standard input"), sys.stdin.buffer)
     elif args.input.suffix.lower() == ".txt":
         table = read_lines(args.input)

@@ -52,8 +52,10 @@ def main(argv: list[str] | None = None) -> None:
         check_repository(name)
     folder = find_model_folder(args.model, args.uri)
     _check_finished(args, folder)
+    # This call may write README.md, so it comes before the files are listed.
     _complete_card(folder)
     uploads = list_uploads(folder, args.base)
+    # Checked text files are bytes. All other files are paths.
     sizes = {
         name: len(part) if isinstance(part, bytes) else part.stat().st_size
         for name, part in uploads.items()
@@ -75,8 +77,10 @@ def _check_finished(args: argparse.Namespace, folder: Path) -> None:
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
     if Path(args.model).expanduser().exists():
+        # A run deletes this file when it has finished.
         finished = not (folder.parent / UNFINISHED).exists()
     else:
+        # For a run id, the store knows whether the run has finished.
         run = open_store(args.uri or default_uri()).get_run(args.model)
         finished = run.info.status == "FINISHED"
     if not finished:
@@ -98,6 +102,7 @@ def _complete_card(folder: Path) -> None:
     file = folder / README
     if file.is_file() and TEMPLATE_MARK not in file.read_text("utf-8"):
         return
+    # `write_model_card` reads the files of the run, and writes to its subfolder `model`.
     if folder.name != "model" or not (folder.parent / "predictions.parquet").is_file():
         raise UserError(
             "the model folder has no README.md, and it cannot be written, because the files of "

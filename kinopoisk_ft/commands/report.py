@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kinopoisk_ft.reporting.document import Document
     from kinopoisk_ft.reporting.run_files import RunFiles
 
+# Options with a value. They may be written without dashes, as in a training command.
 OPTIONS = ("uri", "experiment", "parent", "output", "language", "explain")
 
 
@@ -27,6 +28,7 @@ OPTIONS = ("uri", "experiment", "parent", "output", "language", "explain")
 def main(argv: list[str] | None = None) -> None:
     """Compare finished runs."""
     options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
+    # Libraries read the location of their cache folders on import, so this call comes first.
     prepare_caches()
     # Otherwise MLflow prints a progress bar for each small file, between the lines of the table.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -56,12 +58,14 @@ def main(argv: list[str] | None = None) -> None:
             where=hide_password(uri),
             fix="check --uri and MLFLOW_TRACKING_URI",
         ) from error
+    # The tables decide which reviews are the hardest, so they are built before `_explain`.
     document = build(collected, files.predictions, options.parent, locale)
     if options.explain:
         files = _explain(document, files, options.explain, client, uri)
     paths = write(document, files, locale, options.output)
     page = next(path for path in paths if path.suffix == ".html")
     print(f"{as_summary(document, locale)}\n\n{locale('written', page=page, count=len(paths) - 1)}")
+    # Without --parent, the report is logged if all runs belong to the same sweep.
     if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
         log_report(client, parent, document, paths, locale)
         print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))
@@ -141,6 +145,7 @@ def summarize_sweep(uri: str, parent: str) -> str:
         predictions = load_run_files(client, collected.runs).predictions
         document = build(collected, predictions, parent, locale)
         text = as_summary(document, locale)
+        # A sweep ends without report files, so its description names the command that writes them.
         describe_sweep(client, parent, document, locale, has_files=False)
     except (UserError, MlflowException) as error:
         # The jobs themselves have succeeded.
@@ -163,5 +168,6 @@ def _explain(
         rows, runs = find_hardest(section.table, files.predictions, count)
         if rows:
             found = explain_runs(client, uri, runs, rows)
+            # Tables for different numbers of labels have equal row names, so the keys have run ids.
             shaded |= {(runs[name], row): shade_html(one) for (name, row), one in found.items()}
     return replace(files, shaded=shaded)

@@ -64,6 +64,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     Raises:
         UserError: cleanlab is missing, a file cannot be read, or the runs cannot be combined.
     """
+    # A missing package is reported before the predictions are read.
     find_label_issues = import_extra("cleanlab.filter", "explain").find_label_issues
     import numpy as np
     import pandas as pd
@@ -76,14 +77,18 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
             raise UserError("the runs have different classes", where=str(run),
                             fix="pass only runs of the same cross-validation")  # fmt: skip
     rows = np.concatenate([part.rows for part in parts])
+    # Each review needs exactly one prediction, by a model that was not trained on it.
     if len(set(rows.tolist())) < len(rows):
         raise UserError("two runs have the same test review", where=", ".join(map(str, runs)),
                         fix="pass one run per fold, all with the same seed")  # fmt: skip
     labels = np.concatenate([part.labels for part in parts])
+    # cleanlab raises a ValueError if there is only one class.
     if len(set(labels.tolist())) < 2:
         raise UserError("all reviews have the same label", where=", ".join(map(str, runs)),
                         fix="give runs whose test reviews have at least two classes")  # fmt: skip
+    # (N, classes), in the order of `rows` and `labels`.
     probabilities = np.concatenate([part.probabilities for part in parts])
+    # The self-confidence is the probability of the given label. The lowest values come first.
     # In one process, because the data are small and new processes would import everything again.
     order = find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1

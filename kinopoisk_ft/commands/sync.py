@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Imported late, so that --help and wrong arguments are answered at once.
     from kinopoisk_ft.tracking.sync_runs import sync_folders
 
     counts: Counter[str] = Counter()
@@ -43,12 +44,14 @@ def main(argv: list[str] | None = None) -> int:
             elif synced.status != "already sent" or synced.refused:
                 print(synced.text, flush=True)
             counts[synced.status] += 1
+            # The store may refuse single events of a run, although the run itself is sent.
             refused += synced.refused
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again, nothing is sent twice", file=sys.stderr)
+        # Shells report 128 plus the number of the signal, which is 2 for SIGINT (Ctrl-C).
         return 130
     always = ("sent", "already sent", "still running")
     shown = (*always, "not sent") if counts["not sent"] else always

@@ -24,10 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     from kinopoisk_ft.tracking.store import absolute_uri, ensure_store, hide_password
 
     uri = absolute_uri(args.uri)
+    # MLflow does not create a store atomically, so an interruption could leave an incomplete one.
     ensure_store(uri)
     # The last part of the address selects the menu for model training.
     address = f"http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning"
     print(f"{address} shows {hide_password(uri)}; press Ctrl-C to stop", flush=True)
+    # The script `mlflow` may be missing from PATH, for example in an inactive environment.
     command = [
         *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
         *("--host", args.host, "--port", args.port),
@@ -35,4 +37,5 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
+        # The terminal also sends Ctrl-C to the server, so this is the usual way to stop it.
         return 0
