@@ -51,6 +51,7 @@ class Column:
     charged: str = ""
     expected: bool = False
     interval: bool = False
+    # Number of decimals, which only values of the kind "score" use.
     digits: int = 4
 
 
@@ -68,8 +69,10 @@ def _score(metric: Metric) -> Column:
 
 
 def _calibration() -> Iterator[Column]:
+    # The temperature and the threshold are fitted on the validation split.
     yield Column("temperature", shown_in=("calibration",))
     for metric in shown_in("calibration"):
+        # One column is before and one after temperature scaling (Guo et al., 2017).
         for name in (metric.name, f"{metric.name}{CALIBRATED}"):
             yield Column(name, f"test_{name}", unit=metric.unit, shown_in=("calibration",))
     yield Column("threshold", shown_in=("calibration",))
@@ -90,7 +93,9 @@ COLUMNS = {
                charged="prefix_test_build_seconds", expected=True),
         Column(TRAINABLE, kind="count", shown_in=MAIN, expected=True),
         Column("total_parameters", kind="count", shown_in=SIZES, expected=True),
+        # Despite its name, this metric is in MiB.
         Column("peak_memory_mb", kind="count", unit="MiB", shown_in=SIZES),
+        # The number of training tokens divided by train_seconds.
         Column("tokens_per_second", kind="count", shown_in=SIZES),
         Column("characters_seen_share", kind="share", shown_in=SIZES),
         Column("tuning_trials", kind="count", shown_in=SIZES),

@@ -54,7 +54,9 @@ def answer(table: Table, locale: Locale) -> str:
         return locale("only", **_numbers(best, locale))
     verdicts = {row.name: table.verdict(row) for row in others}
     as_good = [row for row in others if verdicts[row.name] == "as_good"]
+    # One cost decides: the first one in `COSTS` that the best row has.
     column = next((name for name in COSTS if name in best.values), None)
+    # An approach that is as good as the best one and costs less is recommended instead.
     cheapest = _cheapest([best, *as_good], column) if column else best
     margin = locale.number(MARGIN, 2)
     parts = {"name": best.name, "f1": _round(best, locale), "margin": margin}
@@ -73,6 +75,7 @@ def answer(table: Table, locale: Locale) -> str:
         said = [locale("answer_undecided", names=undecided, **parts)]
         said += [locale("group_worse", names=worse, margin=margin)] if worse else []
         return " ".join(said)
+    # A verdict is empty if the predictions of an approach are missing.
     known = "unmeasured" if not all(verdicts.values()) else "as_good" if as_good else "worse"
     return locale(f"answer_{known}", **parts)
 
@@ -143,6 +146,7 @@ def _needed(decision: Decision, pair: Pair, locale: Locale) -> str:
     counts = zip(("reviews", "seeds"), decision.count_more(pair), strict=True)
     # Two digits, because the estimate is rough.
     known = {name: locale.number(float(f"{n:.2g}"), 0) for name, n in counts if n is not None}
+    # The key contains the known numbers, as in "needed_reviews_seeds".
     return locale("_".join(["needed", *known]), **known)
 
 
@@ -180,6 +184,7 @@ def _fastest(table: Table, locale: Locale) -> list[str]:
         return [locale("fastest_is_best", **_numbers(best, locale))]
     found = [_faster("fastest", table, fastest, locale)]
     network = _cheapest_network(table, TIME)
+    # If this network is the best row, the first sentence already contains its time.
     if not fastest.is_network and network and network is not best:
         found.append(_faster("fastest_network", table, network, locale))
     return found
@@ -194,6 +199,7 @@ def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
 def _full_training(table: Table, row: Row) -> Row | None:
     model = row.first.model
     full = [r for r in table.learned if r.first.model == model and r.first.adapter == FULL]
+    # The row with the fewest other differences shows best what the adapter changes.
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
 
@@ -204,6 +210,7 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale:
         if a is not None and b:
             column = COLUMNS[name]
             change = locale.percent(a / b - 1, signed=True)
+            # Most changes of a parameter count would be close to -100%, so show the share.
             if column.kind == "count":
                 change = locale.percent(a / b)
             parts = {"a": locale.value(a, column), "b": locale.value(b, column)}
@@ -222,6 +229,7 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
     if mamba is None or not others:
         return []
     # Pretraining matters more than the architecture, so compare networks with the same start.
+    # Of networks with an equal key, `min` returns the first, which has the highest weighted F1.
     other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
     key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
@@ -267,6 +275,7 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     if cheapest is None:
         return None
     text = locale(f"limit_{COSTS[column]}", **_costs(table, cheapest, column, locale))
+    # TF-IDF is often the cheapest approach, but the reader may need a network.
     network = _cheapest_network(table, column)
     if network and not cheapest.is_network:
         text += " " + locale("limit_network", **_costs(table, network, column, locale))

@@ -33,10 +33,12 @@ SLICE_FIELDS = (
     "data", "split_digest", "train_limit", "approach", "by", "value", "n", "metric", "mean", "low",
     "high",
 )  # fmt: skip
+# Characters that are commands of LaTeX, or that pdfLaTeX rejects, such as U+2212.
 SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "±": r"$\pm$", MINUS: "$-$", NO_BREAK_SPACE: "~", "Δ": r"$\Delta$",
+    # LaTeX's default encoding, OT1, prints <, > and | as ¡, ¿ and —.
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 LATEX_HEAD = r"""% In the preamble: \usepackage{booktabs}, \usepackage{graphicx}
@@ -60,6 +62,7 @@ def slices_csv(document: Document) -> str:
 
 
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:
+    # With `fields`, a table without lines also has a header.
     frame = pd.DataFrame(list(lines), columns=fields, dtype=object)
     return str(frame.map(escape_formula).to_csv(index=False, lineterminator="\n"))
 
@@ -75,6 +78,7 @@ def _pairs(table: Table) -> Iterator[dict[str, Any]]:
                 "several_seeds": _yes(pair.measured), "metric": metric,
                 "difference": found.mean, "low": found.low, "high": found.high,
                 "p": found.p, "p_holm": found.p_holm,
+                # There is no McNemar test (None) if the test reviews differ.
                 "only_a": test and test.only_a, "only_b": test and test.only_b,
                 "mcnemar_p": test and test.p, "mcnemar_p_holm": test and test.p_holm,
             }  # fmt: skip
@@ -103,6 +107,7 @@ def as_json(document: Document, language: str) -> str:
         "failed": [asdict(failure) for failure in document.failures],
         "label_curves": [_json_curves(curves) for curves in document.curves],
     }
+    # NaN is not valid JSON (RFC 8259), so raise an error instead of writing it.
     return json.dumps(whole, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
@@ -111,12 +116,15 @@ def _json_table(section: Section) -> dict[str, Any]:
     rows = []
     for row in _all_rows(section):
         record = _record(table, row)
+        # CSV cells are strings such as "yes" and "", which become true and null in JSON.
         record |= {mark: record[mark] == "yes" for mark in MARKS}
         record["runs"] = [asdict(run) for run in row.runs] if row else []
         record["own_settings"] = row.own_settings if row else {}
         rows.append({key: None if value == "" else value for key, value in record.items()})
+    # `asdict` returns copies, so the changes below do not affect the table.
     comparison = asdict(table.comparison)
     for slices in comparison["slices"].values():
+        # `pop` is called before the dicts are merged, so the result lacks the key `scores`.
         slices[:] = [one | one.pop("scores") for one in slices]
     for pair in comparison["pairs"]:
         for difference in pair["differences"].values():

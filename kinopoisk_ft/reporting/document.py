@@ -110,8 +110,10 @@ def build(
 
 def _pictures(table: Table, stem: str) -> dict[str, str]:
     found = {"comparison": stem}
+    # Without predictions, there are no differences.
     if table.against_best():
         found["differences"] = f"{stem}-differences"
+    # An approach has reliability bins only if each of its runs has a fitted temperature.
     if table.comparison.reliability:
         found["calibration"] = f"{stem}-calibration"
     return found
@@ -126,6 +128,7 @@ def _failures(failed: list[FailedRun]) -> list[Failure]:
             approach=approach,
             kind=kind,
             detail=detail,
+            # Seeds are strings of digits. Sorting by length first puts 10 after 9.
             seeds=sorted({run.seed for run in runs if run.seed}, key=lambda s: (len(s), s)),
             run_ids=[run.run_id for run in runs],
         )

@@ -30,6 +30,7 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
     training time, are averaged. The calibration temperature is left out, because each fold has a
     different one.
     """
+    # {training: {fold: run}}. The runs of one training differ only in their fold.
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
     runs = []
     for run in collected.runs:
@@ -45,6 +46,7 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
         parts = [run for _, run in sorted(found.items())]
         answers = [files.predictions[run.run_id] for run in parts]
         complete = len(parts) == int(parts[0].settings[FOLDS])
+        # Labels are indices into the class names, so all folds must have the same names.
         if complete and len({one.class_names for one in answers}) == 1:
             pooled = _join(answers)
             predictions[parts[0].run_id] = pooled
@@ -61,9 +63,12 @@ def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
     first = parts[0]
     names = set.intersection(*(set(run.metrics) for run in parts)) - {"temperature"}
     metrics = {name: _combine(name, [run.metrics[name] for run in parts]) for name in names}
+    # The F1 of all reviews is not the mean F1 of the folds. Forman, G. and Scholz, M. (2010).
+    # Apples-to-Apples in Cross-Validation Studies.
     counts = count_confusion(pooled.labels, pooled.predicted, len(pooled.class_names))
     metrics |= {f"test_{name}": float(value) for name, value in scores(counts).items()}
     digests = " ".join(run.split_digest for run in parts)
+    # One fold that has not learned is enough to leave the approach out of the conclusions.
     failed = {run.not_learned for run in parts} - {""}
     return replace(
         first,
@@ -71,12 +76,14 @@ def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
         metrics=metrics,
         command=_name_all_folds(first.command, first),
         overrides=_name_all_folds(first.overrides, first),
+        # Two trainings have the same test reviews only if all of their folds do.
         split_digest=hashlib.sha256(digests.encode()).hexdigest(),
         not_learned=", ".join(sorted(failed)),
     )
 
 
 def _combine(name: str, values: list[float]) -> float:
+    # Shares and accuracies also begin with `leakage_`, but only counts may be added.
     is_count = name.startswith("leakage_") and not name.endswith(("_share", "_accuracy"))
     return sum(values) if is_count else statistics.fmean(values)
 
@@ -89,6 +96,7 @@ def _name_all_folds(command: str, first: TrainedRun) -> str:
 
 def _join(answers: list[Predictions]) -> Predictions:
     rows = np.concatenate([one.rows for one in answers])
+    # `Predictions` are sorted by row, so that two runs can be compared review by review.
     order = np.argsort(rows, kind="stable")
     # Keep only the columns that all folds recorded.
     names = [c for c in answers[0].facts if all(c in one.facts for one in answers)]

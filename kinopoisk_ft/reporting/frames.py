@@ -107,6 +107,7 @@ def differences(table: Table, locale: Locale) -> pd.DataFrame:
         name = locale.label(metric.name)
         headings += [locale(key, metric=name) for key in ("difference", "p", "p_holm")]
     headings += [locale("mcnemar"), locale("mcnemar_holm")]
+    # Each pair is a set, because the tables and the comparison may order its names differently.
     decided = {frozenset((table.rows[0].name, one.name)) for one in table.against_best()}
     # Reversed, so that the higher score is subtracted, as in the other table.
     rows = [
@@ -141,6 +142,7 @@ def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
     """Return the table of one metric, with one row per slice and one column per approach."""
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
+    # `places` is {position of a slice: {approach: slice}}, and `values` is {column: its values}.
     places: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
     values: dict[str, set[str]] = defaultdict(set)
     for name in names:
@@ -171,6 +173,7 @@ def _slice_name(one: Slice, locale: Locale) -> str:
     elif one.value in SEEN:
         shown = locale(one.value)
     else:
+        # A value is a range of numbers of characters, such as "10-250", or one grade.
         shown = _range([int(end) for end in one.value.split("-")], locale)
     return f"{locale(f'by_{one.by}')}: {shown}"
 
@@ -189,6 +192,7 @@ def leakage(table: Table, locale: Locale) -> pd.DataFrame:
             locale.number(found[f"leakage_{kind}"], 0),
             locale.percent(found[f"leakage_{kind}_share"]),
         ]
+        # Overlaps of films and authors are unknown if the data do not contain films and authors.
         for kind in LEAKAGE_KINDS
         if f"leakage_{kind}_share" in found and f"leakage_{kind}" in found
     ]

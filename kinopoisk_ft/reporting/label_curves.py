@@ -27,6 +27,8 @@ from kinopoisk_ft.statistics.predictions import Predictions
 # The report estimates how much the score would rise with this many more labels.
 MORE = 500
 LIMIT = "data.train_limit"
+
+# The setting data.train_limit, the mean number of labels, the seeds, and their predictions.
 Runs = tuple[str, float, tuple[str, ...], list[Predictions]]
 
 
@@ -64,6 +66,7 @@ def label_curves(
 ) -> list[LabelCurves]:
     """Return the curves of the approaches that were trained with several numbers of labels."""
     found: list[LabelCurves] = []
+    # `groupby` joins only neighbours, and `tables` returns the tables of one split in sequence.
     for _, group in groupby(tables, lambda t: (t.data, t.source_digest, t.split_digest)):
         same_split = list(group)
         recipes = _find_recipes(same_split)
@@ -124,12 +127,13 @@ def _collect(
         counts = [run.metrics["train_reviews"] for run in runs if "train_reviews" in run.metrics]
         if not counts:
             continue
-        # The number of labels may depend on the seed, because films are not divided. All approaches
-        # get the same mean, even if some of their seeds are missing.
+        # The number of labels depends on the seed, because data.train_limit may be a fraction, and
+        # films are not divided. All approaches get the same mean, even if some seeds are missing.
         labels = statistics.fmean(counts)
         for row in table.rows:
             answers = [predictions[r.run_id] for r in row.runs if r.run_id in predictions]
             first = first or next(iter(answers), None)
+            # All points of all curves are scored on the same resamples of the same test reviews.
             same = first is not None and not any(first.mismatch(answer) for answer in answers)
             if same and len(answers) == len(row.runs):
                 point = (table.train_limit, labels, tuple(run.seed for run in row.runs), answers)

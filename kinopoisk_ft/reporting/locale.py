@@ -24,6 +24,7 @@ SMALLEST_P = 0.001
 SCALES = ((1_000_000_000, "billion"), (1_000_000, "million"), (1_000, "thousand"))
 
 
+# Cached, because each text of the report looks up a phrase.
 @functools.cache
 def phrases(language: str) -> dict[str, str]:
     """Load the phrases of a language from locale/<language>.yaml."""
@@ -66,6 +67,7 @@ class Locale:
         if not float(f"{value:.{digits}f}"):
             text = text.lstrip(f"+{MINUS}")
         if self.language == "ru":
+            # Commas are replaced first, because the decimal point becomes a comma.
             text = text.replace(",", NO_BREAK_SPACE).replace(".", ",")
         return text
 
@@ -130,11 +132,13 @@ class Locale:
         points = 100 * share
         if digits is None:
             digits = 0 if not points or abs(points) >= 10 else 1 if abs(points) >= 1 else 2
+        # In Russian, a space separates a number from the percent sign (GOST 8.417).
         space = NO_BREAK_SPACE if self.language == "ru" else ""
         return f"{self.number(points, digits, signed=signed)}{space}%"
 
     def short(self, value: float) -> str:
         """Format a count with at most three digits, such as 10 M for ten million."""
+        # Round before the unit is chosen, so that 999,999 becomes 1 M and not 1,000 K.
         value = float(f"{value:.3g}")
         for size, name in SCALES:
             if value >= size:
@@ -143,6 +147,7 @@ class Locale:
 
     def ticks(self, values: list[float]) -> list[str]:
         """Format the ticks of an axis, all of them with the same number of decimals."""
+        # Six decimals hide floating-point errors, as in 0.30000000000000004.
         needed = (f"{value:.6f}".rstrip("0").partition(".")[2] for value in values)
         digits = max(map(len, needed), default=0)
         return [self.number(value, digits) for value in values]

@@ -19,6 +19,7 @@ def as_markdown(document: Document, locale: Locale) -> str:
     notes = [_escape(note) for note in document.notes]
     heading = locale("experiment", name=document.experiment)
     if document.parent:
+        # In Markdown, two spaces at the end of a line force a line break.
         heading += "  \n" + locale("sweep", parent=document.parent)
     parts = [f"# {locale('title')}", _escape(heading), *notes]
     for curves in document.curves:
@@ -58,6 +59,7 @@ def as_note(document: Document, locale: Locale, max_length: int, end: str) -> st
         # The MLflow UI shows three lines of a collapsed note, which should be recommendations or
         # sentences on the label curves.
         parts += rest if len(document.sections) == 1 else [heading, *rest]
+    # Whole parts are dropped, because a table that is cut off would not be displayed as a table.
     while parts and len("\n\n".join([*parts, end])) > max_length:
         parts.pop()
     return "\n\n".join([*parts, end])
@@ -115,8 +117,10 @@ def _titled(title: str, frame: pd.DataFrame, locale: Locale) -> list[str]:
 def _piped(frame: pd.DataFrame) -> str:
     sides = ["left", *["right"] * (len(frame.columns) - 1)]
     escaped = frame.map(_escape).rename(columns=_escape)
+    # Otherwise, tabulate would parse the numbers in the texts, and print 0.9100 as 0.91.
     return escaped.to_markdown(index=False, colalign=sides, disable_numparse=True)
 
 
 def _escape(text: str) -> str:
+    # Names come from the store, and must not become links, HTML tags or new cells of a table.
     return re.sub(r"[\\|_*`]", r"\\\g<0>", text).replace("<", "&lt;").replace("](", r"]\(")

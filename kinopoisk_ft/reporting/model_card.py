@@ -60,10 +60,12 @@ def write_model_card(
             majority class and the number of test reviews in the pretraining texts.
         warning: the reason why the scores must not be compared; "" if there is none.
     """
+    # Runs of earlier versions have no file with tags.
     tags = _read_json(out_dir / TAGS) if (out_dir / TAGS).is_file() else {}
     config = yaml.safe_load((out_dir / "config.yaml").read_text("utf-8"))
     found = Predictions.of(pd.read_parquet(out_dir / "predictions.parquet"), str(out_dir))
     metrics = metrics or {}
+    # Only the expected calibration error is shown in reliability diagrams.
     (error,) = shown_in("reliability")
     scores = _score(found, metrics)
     result, data = _read_json(out_dir / "result.json"), _read_json(out_dir / "data.json")
@@ -78,6 +80,7 @@ def write_model_card(
         card=card,
         base=base,
         base_is_local=base != card["base"],
+        # The overlap with the pretraining texts is a metric of the run, and not in data.json.
         data={**data, "name": data_name, "leakage": {**data["leakage"], **metrics}},
         result=result,
         scores=scores,
@@ -127,6 +130,7 @@ def _make_metadata(
     data: str,
     scores: list[dict[str, Any]],
 ) -> ModelCardData:
+    # The hub finds data sets and base models only by their names, and not by local paths.
     on_hub = bool(config["data"].get("name")) and not config["data"].get("path")
     base = card["base"]
     library = "kinopoisk_ft"
@@ -168,6 +172,7 @@ def _list_settings(config: Mapping[str, Any], is_network: bool) -> list[tuple[st
     else:
         listed |= {f"model.{key}": value for key, value in flatten(config["model"]).items()}
     listed["seed"] = config["seed"]
+    # `_target_` names the class of an option. The other keys of Hydra do not describe the option.
     return [
         (key.removesuffix("._target_"), shorten_paths(str(value)))
         for key, value in flatten(listed).items()
@@ -176,9 +181,11 @@ def _list_settings(config: Mapping[str, Any], is_network: bool) -> list[tuple[st
 
 
 def _shorten_command(command: str) -> str:
+    # `shorten_paths` reads a space as a part of a path, so it gets one argument at a time.
     return shlex.join(shorten_paths(part) for part in shlex.split(command))
 
 
 def _code(value: object) -> str:
     """Format a value as Markdown code that is safe in a table."""
+    # Markdown has no escape for a backtick in a code span, but needs one for a pipe in a table.
     return "`" + to_one_line(str(value)).replace("`", "'").replace("|", "\\|") + "`"

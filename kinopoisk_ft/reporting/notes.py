@@ -86,6 +86,7 @@ def _graded_share(table: Table) -> float:
     """
     if all(row.setting("data.strip_scores") != "False" for row in table.rows):
         return 0.0
+    # Grades belong to the reviews, so the slices of one approach are sufficient.
     for slices in table.comparison.slices.values():
         counts = {one.value: one.n for one in slices if one.by == "grade10"}
         if counts:
@@ -139,6 +140,7 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
         if columns:
             listed = locale("everyone") if len(names) == len(table.rows) else ", ".join(names)
             notes.append(locale("note_missing", columns=columns, names=listed))
+    # `pool_folds` has removed the number of the fold from the settings of pooled runs.
     folds = {row.setting(FOLDS) for row in table.rows if FOLD not in row.first.settings} - {""}
     for count in sorted(folds):
         notes.append(locale("note_folds", count=count))
@@ -158,6 +160,7 @@ def _comparison_notes(table: Table, locale: Locale) -> list[str]:
     if comparison.means:
         notes.append(locale("note_intervals"))
     if comparison.groups:
+        # The predictions do not tell whether their groups are films or authors.
         by_author = {row.setting("data.split") for row in table.rows} == {"author"}
         count = locale.listed([str(n) for n in comparison.groups])
         notes.append(locale(f"note_groups_{'author' if by_author else 'film'}", count=count))
@@ -172,6 +175,7 @@ def _comparison_notes(table: Table, locale: Locale) -> list[str]:
         key, detail = f"note_{problem.kind}", problem.detail
         if problem.kind == "unpaired" and detail == "classes":
             key = "note_other_classes"
+        # For "no_predictions", the detail is a list of seeds. Otherwise, it is a key of the locale.
         if problem.kind != "no_predictions":
             detail = locale(f"reason_{detail}")
         notes.append(locale(key, names=locale.listed(list(problem.names)), detail=detail or "-"))
@@ -182,6 +186,7 @@ def _comparison_notes(table: Table, locale: Locale) -> list[str]:
 
 
 def _cut_differently(table: Table) -> bool:
+    # Approaches that cut off the same texts have slices of the same sizes.
     sizes = {
         tuple((one.value, one.n) for one in found if one.by == "truncated")
         for found in table.comparison.slices.values()
@@ -190,13 +195,16 @@ def _cut_differently(table: Table) -> bool:
 
 
 def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
+    # {value: names of rows}. The inner dicts are sets that keep their order.
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
         names[locale.setting(value) or locale("not_set")][name] = None
     groups = {value: ", ".join(named) for value, named in names.items()}
     most = max(names, key=lambda value: len(names[value]))
     if len(names[most]) > MOST_NAMED:
+        # The value is removed and added again, so that "the others" come last.
         del groups[most]
+        # TF-IDF is compared only in the settings of the texts.
         groups[most] = locale("others" if setting in TEXTS else "other_networks")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
     return locale("note_differs", what=locale(setting), groups=listed)

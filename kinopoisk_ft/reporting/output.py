@@ -49,6 +49,7 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _delete_left_over(folder)
+        # `os.replace` works only within one file system, so write inside the output folder.
         with tempfile.TemporaryDirectory(dir=folder, prefix=PREFIX) as name:
             made = Path(name)
             texts = {
@@ -63,6 +64,7 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
             parts = []
             for ending, text in texts.items():
                 parts.append(made / f"{STEM}{ending}")
+                # The line ends are the same on all systems, so that equal reports have equal bytes.
                 parts[-1].write_text(text, encoding="utf-8", newline="\n")
             for section in document.sections:
                 for what, stem in section.pictures.items():
@@ -90,6 +92,7 @@ def _delete_left_over(folder: Path) -> None:
 
 def parent_of(runs: Iterable[TrainedRun]) -> str | None:
     """Return the run id of the sweep to which all runs belong, or None."""
+    # A run outside of a sweep has an empty parent.
     parents = {run.parent for run in runs}
     return (parents.pop() or None) if len(parents) == 1 else None
 
@@ -99,6 +102,7 @@ def log_report(
 ) -> None:
     """Log the report to the MLflow run `parent`, and show its results in the MLflow UI."""
     try:
+        # The description of the run refers to these files, so they are logged first.
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)
         describe_sweep(client, parent, document, locale, has_files=True)

@@ -63,6 +63,7 @@ def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles
     """Download and read the files of runs; raise UserError if a file is unreadable."""
     predictions, details = {}, {}
     for run in runs:
+        # One request lists the files, so that absent files are skipped instead of requested.
         files = {file.path for file in client.list_artifacts(run.run_id)}
         if PREDICTIONS in files:
             table = _read(client, run, PREDICTIONS, pd.read_parquet)
@@ -83,6 +84,7 @@ def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles
 def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
     rows: list[HistoryRow] = []
     for key in CURVES:
+        # Each history is a request to the store, so ask only for metrics that the run recorded.
         if key in run.metrics:
             # Earlier versions recorded metrics under their flat names.
             points = client.get_metric_history(run.run_id, to_mlflow(key))
@@ -97,6 +99,7 @@ def _read(client: MlflowClient, run: TrainedRun, name: str, read: Callable[[Path
         with tempfile.TemporaryDirectory() as folder:
             return read(Path(client.download_artifacts(run.run_id, name, folder)))
     except (MlflowException, OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        # RecursionError comes from deeply nested JSON. Not all errors of PyArrow are ValueErrors.
         raise UserError(
             f"{name} cannot be read: {str(error).splitlines()[0]}",
             where=_describe(run),
@@ -110,6 +113,7 @@ def _describe(run: TrainedRun) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     value = json.loads(file.read_text(encoding="utf-8"))
+    # Valid JSON may also be a list or a number.
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value

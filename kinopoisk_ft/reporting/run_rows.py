@@ -14,6 +14,7 @@ from kinopoisk_ft.reporting.runs import BASELINE, TrainedRun
 SETTINGS_IN_NAME = 2
 # Settings that change the review texts. They also apply to the TF-IDF baseline.
 TEXTS = ("data.strip_scores", "data.max_characters")
+# Settings that decide how much text an approach reads and how long it trains.
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
     "trainer.batch_size", "trainer.eval_every", "trainer.patience", "trainer.class_weights",
@@ -134,6 +135,7 @@ class Row:
 
         mark: the `Column.mark` of the column.
         """
+        # The difference is exactly 0, because the best value is one of the means.
         return self.learned and self.from_best.get(MARKS[mark]) == 0
 
 
@@ -163,6 +165,7 @@ def rows_of(runs: list[TrainedRun]) -> list[Row]:
         groups = list(recipes.values())
         own = _own_settings([group[0].settings for group in groups])
         for number, (group, settings) in enumerate(zip(groups, own, strict=True), start=1):
+            # Seeds are strings of digits. Sorting by length first puts 10 after 9.
             group.sort(key=lambda run: (len(run.seed), run.seed, run.run_id))
             row = Row(
                 name=_name(_title(group), settings, number), runs=tuple(group),

@@ -32,6 +32,7 @@ TAGS = (
 )  # fmt: skip
 GROUPS = ("model", "adapter", "data", "trainer")
 # Keys that do not change what is learned. All other keys of the groups distinguish rows.
+# By default, data.train_seed is the seed, and data.text_prefix repeats model.text_prefix.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
     "data.train_seed", "model.text_prefix",
@@ -45,9 +46,9 @@ NOT_ITS_SETTINGS = (
 # Settings that runs of earlier versions lack, with the values that mean the same.
 SAME_AS_MISSING = {
     "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
-    "data.train_limit": "None", "data.text_prefix": "", "data.quoting": "auto",
-    "model.dtype": "fp32", "trainer.gradient_checkpointing": "False",
-    "trainer.loss": "cross_entropy",
+    "trainer.gradient_checkpointing": "False", "trainer.loss": "cross_entropy",
+    "model.dtype": "fp32", "data.train_limit": "None", "data.text_prefix": "",
+    "data.quoting": "auto",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each
@@ -56,6 +57,7 @@ READ = (
     "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
     "data.train_limit", "data.window_stride", "data.max_windows", "data.text_prefix",
 )  # fmt: skip
+# Maximum length of an error message in the table of failed runs.
 CAUSE_CHARACTERS = 160
 
 
@@ -139,6 +141,7 @@ class Collected:
 def _list_missing(run: Run) -> str:
     metrics = flat_metrics(run.data.metrics)
     found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
+    # Without the digest, it is unknown which test reviews the scores describe.
     if not run.data.tags.get("split_digest"):
         found.append("split_digest")
     return ", ".join(found)
@@ -177,6 +180,7 @@ def read_trained(run: Run) -> TrainedRun:
         # Earlier versions used another tag.
         not_learned=tags.get("not_learned") or tags.get("not_above_majority", ""),
         start_time=run.info.start_time,
+        # Sorted, because runs are grouped by the string of this dict.
         settings={
             k: params[k]
             for k in sorted(params)
@@ -211,6 +215,7 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)
+    # Oldest first, as `_newest` expects. Run ids make the order of equal times reproducible.
     raw.sort(key=lambda run: (run.info.start_time, run.info.run_id))
     trained, failed = [], []
     for run in raw:
@@ -246,6 +251,7 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
             where="--experiment",
             fix=suggest_name(name, [e.name for e in client.search_experiments()]),
         )
+    # MLflow also finds deleted experiments by name.
     return _active(client, found)
 
 

@@ -44,12 +44,14 @@ def describe_sweep(
     """
     _log_best(client, parent, document)
     end = locale("see_files") if has_files else locale("see_report", parent=parent)
+    # MLflow rejects a longer tag, or cuts it off in the middle of a table.
     note = as_note(document, locale, MAX_TAG_VAL_LENGTH, end)
     client.set_tag(parent, MLFLOW_RUN_NOTE, note)
     run = client.get_run(parent).info
     view = _view(locale("view"), run.start_time)
     client.set_experiment_tag(run.experiment_id, VIEW, view)
     if not client.get_experiment(run.experiment_id).tags.get(MLFLOW_RUN_NOTE):
+        # A relative address is valid for every host and port of the UI.
         address = f"#/experiments/{run.experiment_id}/runs?viewStateShareKey={KEY}&{MODEL_TRAINING}"
         note = locale("view_note", table=address, charts=f"{address}&compareRunsMode=CHART")
         client.set_experiment_tag(run.experiment_id, MLFLOW_RUN_NOTE, note)
@@ -62,12 +64,14 @@ def _log_best(client: MlflowClient, parent: str, document: Document) -> None:
     best = max(runs, key=lambda run: run.metrics[f"test_{HEADLINE}"])
     known, now = client.get_run(parent).data.metrics, int(time.time() * 1000)
     found = {to_mlflow(name): best.metrics[name] for name in _shown() if name in best.metrics}
+    # Unchanged values are not logged again, because each report would add a point to the history.
     new = [Metric(name, value, now, 0) for name, value in found.items() if known.get(name) != value]
     client.log_batch(parent, metrics=new)
     client.set_tag(parent, "best_run", f"{best.approach}, seed {best.seed}: {best.run_id}")
 
 
 def _shown() -> list[str]:
+    # The headline metric, by which the view sorts the runs, comes first.
     shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
     return [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
 
@@ -89,6 +93,7 @@ def _view(name: str, created: int) -> str:
         "searchFilter": "tags.`kinopoisk_ft.kind` = 'train'",
         "compareRunCharts": _make_charts(),
         "compareRunSections": _make_sections(name),
+        # Otherwise, the UI sorts the sections by name.
         "isAccordionReordered": True,
     }
     envelope = {"name": name, "createdAt": created, "updatedAt": created}
@@ -98,6 +103,7 @@ def _view(name: str, created: int) -> str:
 def _make_charts() -> list[dict[str, Any]]:
     axes = {"xaxis": {"key": SECONDS, "type": "METRIC"}, "yaxis": {"key": SCORE, "type": "METRIC"}}
     charts: list[dict[str, Any]] = [
+        # By default, the UI draws only 10 runs in a bar or line chart.
         {"type": "SCATTER", "runsCountToCompare": 100, **axes},
         *({"type": "BAR", "runsCountToCompare": 100, "metricKey": key} for key in (SCORE, SECONDS)),
         *(

@@ -28,6 +28,7 @@ HEADINGS: dict[str, JustifyMethod] = {
     "short_trainable_parameters": "right", "verdict": "left",
 }  # fmt: skip
 # A table without lines except for a rule of ASCII characters below the headings.
+# `Box` expects eight lines of four characters. The third one is the rule.
 RULE = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 
 
@@ -50,6 +51,7 @@ def _summarize(section: Section, locale: Locale) -> list[str]:
     parts.append(_results(section.table, locale))
     found = {choice.limit: choice.text for choice in section.choices}
     # The report has the other sentences of each recommendation.
+    # There are no recommendations if fewer than two approaches have learned.
     texts = [_cut(found[limit]) for limit in SHOWN if limit in found] or section.conclusions
     return [*parts, "\n".join(map(_wrap, texts))]
 
@@ -78,6 +80,7 @@ def _results(table: Table, locale: Locale) -> str:
 
 def _cut(text: str) -> str:
     """Cut a text after its first sentence."""
+    # The range А-Я does not contain Ё.
     return re.split(r"(?<=\.) (?=[A-ZА-ЯЁ])", text, maxsplit=1)[0]
 
 
@@ -88,4 +91,5 @@ def _score(table: Table, row: Row, locale: Locale) -> str:
 
 
 def _wrap(text: str) -> str:
+    # Names with hyphens, such as rubert-tiny2, are not divided.
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

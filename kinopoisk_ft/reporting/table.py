@@ -132,6 +132,7 @@ def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> li
 
     `predictions` is {run id: predictions}. Runs without predictions have scores but no intervals.
     """
+    # {(data, digest of the source, digest of the split): {data.train_limit: runs}}.
     groups: dict[tuple[str, ...], dict[str, list[TrainedRun]]]
     groups = defaultdict(lambda: defaultdict(list))
     for run in runs:
@@ -141,12 +142,14 @@ def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> li
         groups[key]["" if limit == "None" else limit].append(known)
     found = []
     for _, limits in sorted(groups.items()):
+        # "" means no limit, so it sorts as infinity.
         order = sorted(limits, key=lambda limit: -float(limit or "inf"))
         found += _decide([_table(limit, limits[limit], predictions) for limit in order])
     return found
 
 
 def _decide(tables: list[Table]) -> list[Table]:
+    # The decisions are added to finished tables, because Holm's correction covers all of them.
     learned = [table for table in tables if table.learned]
     groups = [(t.rows[0].name, [row.name for row in t.learned], t.comparison) for t in learned]
     for margin in (MARGIN, STRICT_MARGIN):
@@ -178,6 +181,7 @@ def _table(limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predict
         replace(row, from_best={c: row.values[c].mean - best[c] for c in best if c in row.values})
         for row in rows
     ]
+    # The name makes the order of equal scores reproducible.
     rows.sort(key=lambda row: (not row.learned, -row.values[HEADLINE].mean, row.name))
     majority, differs = _majority(runs)
     return Table(
@@ -188,6 +192,7 @@ def _table(limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predict
         best=best,
         majority=majority,
         majority_differs=differs,
+        # In each pair of the comparison, `a` is the row that comes first in the table.
         comparison=compare([_approach(row, predictions) for row in rows]),
         decisions={},
         train_limit=limit,
@@ -208,6 +213,7 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
         column: [run.metrics[metric] for run in runs if metric in run.metrics]
         for column, metric in MAJORITY.items()
     }
+    # Earlier versions recorded these scores in single precision.
     differs = any(len({round(value, 6) for value in values}) > 1 for values in seen.values())
     return {column: values[0] for column, values in seen.items() if values}, differs
 
@@ -215,6 +221,7 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
 def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
     """Describe the data and the split in one line, with or without the digest of the split."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
+    # `label` returns the key itself if a rule has no label.
     names = [locale.label(f"split_{rule}").removeprefix("split_") for rule in rules]
     rule = locale("split_rule", rule=locale.listed(names)) if names else ""
     rows = ", " + locale("test_rows", digest=write_digest(table)) if digest else ""
