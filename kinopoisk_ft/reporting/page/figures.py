@@ -107,6 +107,7 @@ def curves(histories: Histories, stem: str, locale: Locale, looks: Looks) -> lis
     found = []
     for key in run_plots.measured_curves(histories):
         title = locale(f"axis_{key}")
+        # `str.capitalize` would also change "F1" to "f1".
         title = title[:1].upper() + title[1:]
         alt = locale("alt_curves", title=title, names=locale.listed(list(histories)))
         figure = run_plots.draw_learning_curves(histories, key, locale, looks)
@@ -124,8 +125,11 @@ def confusion(
         if not runs or any(runs[0].mismatch(run) for run in runs):
             continue
         classes = runs[0].class_names
+        # (runs, N)
         guesses = np.stack([run.predicted for run in runs])
+        # (true class, predicted class), summed over the runs.
         counts = count_confusion(runs[0].labels, guesses, len(classes)).sum(axis=0)
+        # A class without test reviews has shares of 0 instead of NaN.
         shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
         cells = [
             [
@@ -139,6 +143,7 @@ def confusion(
 
 
 # CSS variables that replace the colours. The page defines them for the light and dark schemes.
+# Matplotlib draws axes and ticks in #000000, and `tidy` draws the grid in #e4e4e4.
 INKS = {
     INK: "--ink", "#000000": "--ink", GREY: "--faint", "#e4e4e4": "--line", "#ffffff": "--card",
     **{colour: f"--a{number}" for number, colour in enumerate(COLOURS)},
@@ -158,17 +163,21 @@ def inline(figure: Figure, stem: str, alt: str, tips: Mapping[str, str] | None =
         tips: texts to show while the pointer is on a part of the figure, by id of the part.
     """
     stream = io.StringIO()
+    # The salt makes the ids in the SVG reproducible. Texts stay texts, so that CSS can colour them.
     with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     found = OUTER.search(stream.getvalue())
     assert found is not None
     text = METADATA.sub("", found[0])
+    # Without width and height, CSS sets the size, and the viewBox keeps the proportions.
     text = SIZE.sub(r"\1\2", text, count=1)
     text = re.sub(r'\bid="', f'id="{stem}-', text)
+    # References to ids get the same prefix as the ids.
     text = text.replace("url(#", f"url(#{stem}-").replace('href="#', f'href="#{stem}-')
     text = COLOUR.sub(lambda match: f"var({INKS[match[0]]})", text)
     for part, tip in (tips or {}).items():
         name = f'id="{stem}-{part}"'
+        # Tips contain names from the store, so they are escaped.
         text = text.replace(name, f'{name} data-tip="{escape(tip)}"')
     label = f'<svg role="img" aria-label="{escape(alt)}"'
     return Markup(label + text.removeprefix("<svg"))

@@ -86,8 +86,10 @@ def hardest(
                 label=first.class_names[mean.argmax()],
                 probability=locale.percent(float(mean.max())),
                 right=bool(mean.argmax() == label),
+                # `shade_html` has escaped the words, so the template must not escape them again.
                 words=Markup(shaded.get((runs[name], row), "")),
             )
+            # `means[:, i]` is (approaches, classes).
             for name, mean in zip(answered, means[:, i], strict=True)
         ]
         found.append(HardReview(row, first.class_names[label], _excerpt(first, i), answers))
@@ -102,6 +104,7 @@ def _find_answers(
     for row in table.rows:
         runs = [predictions[run.run_id] for run in row.runs if run.run_id in predictions]
         first = first or (runs[0] if runs else None)
+        # Approaches with other test reviews are left out, because answers are compared by position.
         if first and runs and not any(first.mismatch(run) for run in runs):
             found[row.name] = runs
     return found
@@ -121,8 +124,11 @@ def _choose(answered: Mapping[str, list[Predictions]], count: int) -> list[int]:
     if not answered:
         return []
     labels, means = _first(answered).labels, _average(answered)
+    # (N,): the number of approaches that misclassify each review.
     wrong = (means.argmax(axis=2) != labels).sum(axis=0)
+    # (N,): the probability of the true class, averaged over the approaches.
     given = means[:, np.arange(len(labels)), labels].mean(axis=0)
+    # `np.lexsort` sorts by the last key first.
     order = np.lexsort((given, -wrong))
     return [int(i) for i in order if wrong[i] * 2 > len(answered)][:count]
 

@@ -59,7 +59,9 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
     """
     environment = Environment(
         loader=PackageLoader("kinopoisk_ft.reporting"),
+        # Names, labels and reviews come from the store, and must not be read as HTML.
         autoescape=True,
+        # A wrong name in a template raises an error instead of printing nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -81,6 +83,7 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
         for found in document.curves
     ]
     script = SCRIPT.read_text("utf-8")
+    # The Content-Security-Policy of the page allows only the script with this digest.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
         document=document, curves=curves, sections=sections, failed=failures(document, locale),
@@ -104,6 +107,7 @@ def _view(
         "facts": describe_runs(table, files.details, locale),
         "section": section,
         "names": [row.name for row in table.rows],
+        # `choices` returns the quality last, but the page shows it first.
         "cards": sorted(section.choices, key=lambda card: card.limit != "quality"),
         "results": results.results(table, locale, looks),
         "costs": figures.costs(table, stem, locale, looks),

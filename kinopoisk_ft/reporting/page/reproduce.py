@@ -23,6 +23,7 @@ from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
 from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
 from kinopoisk_ft.reporting.table import Table, write_measured
 
+# The start of a command that `config.command.build_command` returns.
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
 # The config group whose options start many runs at once.
 SWEEP = "sweep"
@@ -52,6 +53,7 @@ def budgets(table: Table, locale: Locale) -> pd.DataFrame:
         ]
         for key in (*BUDGET, SEARCH, *TEXTS)
     }
+    # A string times False is empty, because TF-IDF has no learning rate.
     columns[locale("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]
@@ -85,6 +87,7 @@ def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) 
         if part in counts
     ]
     seeds = ", ".join(sorted({run.seed for run in runs}, key=lambda s: (len(s), s)))
+    # `start_time` is in milliseconds.
     days = [date.fromtimestamp(run.start_time / 1000) for run in runs if run.start_time]
     facts = [
         locale("sizes", value=" / ".join(parts)) if parts else "",
@@ -104,6 +107,7 @@ def _size(count: Any) -> float:
 def _hardware(environment: dict[str, Any], locale: Locale) -> str:
     cores = environment.get("cores")
     parts = [
+        # On a CPU, the name of the processor describes the device.
         "" if environment.get("device") == "cpu" else environment.get("device"),
         environment.get("processor"),
         locale("cores", count=cores) if cores else "",
@@ -176,6 +180,7 @@ def _machine(environment: dict[str, Any], locale: Locale) -> str:
 
 
 def _all(values: Iterable[Any]) -> str:
+    # Each value is listed once, in the order of the runs.
     return "; ".join(dict.fromkeys(str(value) for value in values if value))
 
 
@@ -209,6 +214,7 @@ def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
 
 def _repeats_study(row: Row) -> bool:
     """Return whether a row repeats an experiment of the original study with unchanged settings."""
+    # Hydra's prefixes + and ~, and the quotes of the shell, come before a key.
     overrides = [part.lstrip("+~'\"") for run in row.runs for part in run.overrides.split()]
     # Overrides of the settings are for example model.lr=1, model=bert and model/name=x.
     changed = any(part.startswith(GROUPS) for part in overrides)

@@ -32,6 +32,7 @@ class Axis:
     def of(cls, intervals: Sequence[Interval]) -> Axis:
         """Create an axis that contains all intervals."""
         low, high = min(one.low for one in intervals), max(one.high for one in intervals)
+        # If all values are equal, the axis still needs a width, by which `place` divides.
         pad = PADDING * (high - low) or PADDING
         return cls(low - pad, high + pad)
 
@@ -94,6 +95,7 @@ def results(table: Table, locale: Locale, looks: Looks) -> Bars:
     axis = Axis.of(means)
     lines = []
     for row, one in zip(table.rows, means, strict=True):
+        # Without predictions, both bounds are equal to the mean.
         under = locale.interval(one, digits=3) if one.low < one.high else ""
         cells = tuple(_cell(row.mean(name), name, locale) for name in (cost, TRAINABLE))
         score = Cell(locale.number(one.mean, 3), one.mean, under)
@@ -103,6 +105,7 @@ def results(table: Table, locale: Locale, looks: Looks) -> Bars:
         floor = table.majority[HEADLINE]
         nothing = (Cell(NOTHING, ""), Cell(NOTHING, ""))
         score = Cell(locale.number(floor, 3), floor)
+        # When the table is sorted, a line without a look keeps its place.
         lines.append(Line(locale("majority"), None, score, "", nothing, ""))
     headings = [locale("approach"), locale("axis_f1_interval"), locale.heading(COLUMNS[cost]),
                 locale(TRAINABLE), locale("verdict")]  # fmt: skip
@@ -110,12 +113,14 @@ def results(table: Table, locale: Locale, looks: Looks) -> Bars:
 
 
 def _cell(value: float | None, column: str, locale: Locale) -> Cell:
+    # The script of the page sorts cells without a number to the end.
     return Cell(locale.brief(value, COLUMNS[column]), "" if value is None else value)
 
 
 def differences(table: Table, locale: Locale, looks: Looks) -> Bars:
     """Return the table of differences from the best approach, with interval bars and verdicts."""
     found = table.against_best()
+    # The axis contains the margin, even if all differences are small.
     edge = Interval(0.0, -MARGIN, MARGIN)
     axis = Axis.of([*(one.interval for one in found), edge])
     lines = []
@@ -128,6 +133,7 @@ def differences(table: Table, locale: Locale, looks: Looks) -> Bars:
         name = write_pair(one.name, table.rows[0].name, one.paired, locale)
         lines.append(Line(name, looks[one.name], score, axis.bar(interval), (), one.verdict))
     values = [float(v) for v in MaxNLocator(TICKS).tick_values(axis.low, axis.high)]
+    # The locator may return ticks outside of the axis.
     values = [value for value in values if axis.low <= value <= axis.high]
     ticks = zip(map(axis.place, values), locale.ticks(values), strict=True)
     places = {"zero": 0.0, "from": -MARGIN, "to": MARGIN}
