@@ -47,6 +47,7 @@ def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
     found = table.against_best()
     figure = new_figure(WIDTH, 1.3 + ROW_HEIGHT * len(found))
     axes = figure.add_subplot()
+    # In this transform, x is a fraction of the width of the axes, and y is a data coordinate.
     right = axes.get_yaxis_transform()
     for place, one in enumerate(found):
         look, ends = looks[one.name], one.interval
@@ -61,6 +62,7 @@ def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
     axes.grid(False, axis="y")
     axes.set_yticks(range(len(found)), [literal(one.name) for one in found], fontsize=FONT)
     axes.set_title(literal(data_line(table, locale), 80), fontsize=FONT, color=INK, loc="left")
+    # The axis is inverted, so that the first row is at the top.
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda v, _: locale.number(v, 3, signed=True))
@@ -80,8 +82,10 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
     lines = math.ceil(len(rows) / columns)
     figure = new_figure(SIDE * columns + 0.4, (SIDE + 0.55) * lines + 0.3)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    # The bins of all approaches count, so that all diagrams have the same horizontal axis.
     bins = [one for pair in known.values() for part in pair for one in part]
     low = min(one.confidence for one in bins)
+    # The last line may have more panels than approaches. These panels are removed below.
     for axes, row in zip(panels.flat, rows, strict=False):
         axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle="--")
         before, after = table.comparison.reliability[row.name]
@@ -97,6 +101,7 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
         tidy(axes)
     first = panels.flat[0]
     first.set_ylim(top=HEADROOM)
+    # There are no ticks above 1, in the space for the legend, because an accuracy is at most 1.
     first.set_yticks([tick for tick in first.get_yticks() if first.get_ylim()[0] <= tick <= 1])
     for axes in list(panels.flat)[len(rows) :]:
         axes.remove()
@@ -109,6 +114,7 @@ def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
     kept = [one for one in bins if one.count >= FEWEST]
     fullest = max((one.count for one in kept), default=1)
     x, y = [one.confidence for one in kept], [one.accuracy for one in kept]
+    # The constant keeps markers of small bins visible.
     areas = [12 + LARGEST * one.count / fullest for one in kept]
     axes.plot(x, y, color=colour, linewidth=1, alpha=0.7)
     axes.scatter(x, y, areas, color=colour, alpha=0.7, edgecolors="white", label=label)
@@ -142,6 +148,7 @@ def draw_label_curves(
     ticks = sorted({round(point.labels) for curve in found.curves for point in curve.points})
     axes.set_xscale("log")
     axes.set_xticks(ticks)
+    # If a logarithmic axis is short, Matplotlib would also label its minor ticks.
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda v, _: locale.number(v, 0))
     axes.yaxis.set_major_formatter(lambda v, _: locale.number(v, 2))

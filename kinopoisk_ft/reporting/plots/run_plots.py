@@ -25,6 +25,7 @@ INK = "#222222"
 GREY = "#8a8a8a"
 # Colours of the curves on the train split and on the validation split.
 TRAINING, VALIDATION = "#0072b2", "#d55e00"
+# Dots per inch of PNG files.
 DPI = 200
 # With more classes, the cells of a confusion matrix have no room for numbers.
 MOST_LABELLED_CLASSES = 12
@@ -36,8 +37,10 @@ CURVES = {
     VAL_SCORE: ("curve_validation", VALIDATION),
 }
 PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
+# Font size in points.
 FONT = 9
 FEW_POINTS = 30
+# Maximum number of characters of a name in a figure.
 LONGEST_NAME = 40
 # Widths in inches of a separate figure, and of a figure that the HTML page shows next to others.
 WIDTH, NARROW_WIDTH = 8.0, 4.6
@@ -62,9 +65,11 @@ def save(figure: Figure, path: Path) -> None:
     """
     form = path.suffix.removeprefix(".")
     part = temporary_path(path)
+    # By default, Matplotlib writes the date and random ids into SVG files.
     metadata = {"Date": None} if form == "svg" else {}
     try:
         with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+            # The temporary name does not end in the format, so the format is an argument.
             figure.savefig(part, format=form, dpi=DPI, metadata=metadata)
         os.replace(part, path)
     finally:
@@ -108,7 +113,9 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -
     """Save a plot of a confusion matrix (true class, predicted class)."""
     size = len(class_names)
     totals = counts.sum(axis=1, keepdims=True)
+    # A class without test reviews has shares of 0 instead of NaN.
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    # The side is in inches.
     side = min(3.2 + 0.8 * size, 14)
     figure = new_figure(side + 1, side, layout="compressed")
     axes = figure.add_subplot()
@@ -132,6 +139,7 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -
                 f"{counts[row, column]:,}\n{share:.1%}",
                 ha="center",
                 va="center",
+                # Black text would be hard to read on a dark blue cell.
                 color="white" if share > 0.5 else INK,
                 fontsize=12 if size <= 4 else 9,
             )
@@ -163,12 +171,14 @@ def plot_learning_curve(history: Sequence[HistoryRow], path: Path) -> None:
         if len(keys) > 1:
             axes.legend(frameon=False, fontsize=FONT)
     bottom = drawn[-1]
+    # Without any points, the axis still needs a width.
     bottom.set_xlim(0, 1.03 * max([1.0, *(step for step, _ in points_of(history, *CURVES))]))
     bottom.set_xlabel(locale("axis_step"), fontsize=FONT)
     bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     bottom.xaxis.set_major_formatter(lambda value, _: locale.number(value, 0))
     for axes in drawn:
         _format_values(axes, locale)
+    # Comparisons with NaN are false, so `max` could return a wrong point.
     if scores := [p for p in points_of(history, VAL_SCORE) if math.isfinite(p[1])]:
         step, value = max(scores, key=lambda p: p[1])
         bottom.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK, zorder=3)

@@ -42,6 +42,7 @@ ZERO_SHARE = 0.14
 def draw(table: Table, locale: Locale, looks: Looks) -> Figure:
     """Draw one panel per measured cost, with a legend."""
     columns, names = measured(table), [row.name for row in table.rows]
+    # The legend has two columns.
     height = PANEL_HEIGHT * len(columns) + 0.4 + LEGEND_HEIGHT * math.ceil(len(names) / 2)
     figure = new_figure(WIDTH, height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
@@ -73,6 +74,7 @@ def measured(table: Table) -> list[str]:
 
 def name_point(row: Row, table: Table) -> str:
     """Return the SVG id of the point of a row."""
+    # The page finds the point by this id, and shows its values under the pointer.
     return f"point-{table.rows.index(row)}"
 
 
@@ -89,6 +91,7 @@ def _panel(axes: Axes, table: Table, column: str, looks: Looks, locale: Locale) 
         axes.plot(x, f1, color=look.colour, marker=look.marker, markersize=MARKER, linestyle="",
                   markeredgecolor="white", zorder=3, gid=name_point(row, table))  # fmt: skip
     front = [points[i] for i in pareto_front(points)]
+    # Up to the next point of the front, the score of the cheaper approach is the highest.
     axes.step([x for x, _ in front], [f1 for _, f1 in front], where="post", color=GREY,
               linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip
     tidy(axes)
@@ -109,13 +112,16 @@ def _log_axis(axes: Axes, values: list[float], column: str, locale: Locale) -> l
     zero = low
     # Zero has no logarithm, so it is drawn at the left end of the axis.
     if min(values, default=1.0) <= 0:
+        # On a logarithmic scale, a division by `share` adds ZERO_SHARE of the width on the left.
         share = (high / low) ** ZERO_SHARE
+        # The square root puts zero in the middle of the added part.
         zero = low / share**0.5
         axes.axvline(low, color=GREY, linestyle=":", linewidth=1)
         low /= share
         ticks, labels = [zero, *ticks], ["0", *labels]
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, labels)
+    # If a logarithmic axis is short, Matplotlib would also label its minor ticks.
     axes.xaxis.set_minor_locator(NullLocator())
     return [value if value > 0 else zero for value in values]
 
@@ -137,6 +143,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """
     kept: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        # Equal points do not dominate each other, so all of them are on the front.
         if not kept or points[i][1] > points[kept[-1]][1] or points[i] == points[kept[-1]]:
             kept.append(i)
     return kept
