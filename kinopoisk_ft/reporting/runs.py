@@ -47,8 +47,7 @@ NOT_ITS_SETTINGS = (
 SAME_AS_MISSING = {
     "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
     "trainer.gradient_checkpointing": "False", "trainer.loss": "cross_entropy",
-    "model.dtype": "fp32", "data.train_limit": "None", "data.text_prefix": "",
-    "data.quoting": "auto",
+    "data.train_limit": "None", "data.text_prefix": "", "data.quoting": "auto", "model.dtype": "fp32",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each
