@@ -47,7 +47,8 @@ NOT_ITS_SETTINGS = (
 SAME_AS_MISSING = {
     "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
     "trainer.gradient_checkpointing": "False", "trainer.loss": "cross_entropy",
-    "data.train_limit": "None", "data.text_prefix": "", "data.quoting": "auto", "model.dtype": "fp32",
+    "data.train_limit": "None", "data.text_prefix": "", "data.quoting": "auto",
+    "model.dtype": "fp32",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each
@@ -250,7 +251,6 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
             where="--experiment",
             fix=suggest_name(name, [e.name for e in client.search_experiments()]),
         )
-    # MLflow also finds deleted experiments by name.
     return _active(client, found)
 
 
