@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -79,6 +80,9 @@ def format_override(key: str, value: Any) -> str:
     if isinstance(value, str) and read != value:
         # In a quoted value, Hydra replaces \\ by \ only before a quote.
         return f'{key}="' + re.sub(r'(\\*)("|$)', _escape_quote, value) + '"'
+    # Hydra's grammar has inf and nan like Python. JSON would write Infinity and NaN.
+    if isinstance(value, float) and not math.isfinite(value):
+        return plain
     # JSON writes true, false, null, numbers and lists as Hydra's grammar expects them.
     return plain if isinstance(value, str) else f"{key}={json.dumps(value, ensure_ascii=False)}"
 

@@ -117,6 +117,9 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     edges = np.concatenate([[0.0], values, [1.0]])
     # Each threshold is halfway between two adjacent values among 0, the probabilities, and 1.
     bounds = (edges[1:] + edges[:-1]) / 2
+    # After rounding, a mean may equal the lower value, which would then count as class 1. If the
+    # lower value is 1, the threshold is above 1.
+    bounds[1:] = np.maximum(bounds[1:], np.nextafter(values, 2))
     # Replace the candidate that gives the same predictions as 0.5.
     bounds[np.searchsorted(values, 0.5)] = 0.5
     score = scores(counts)[HEADLINE]

@@ -180,11 +180,13 @@ class EventLog:
         """Write all events to disk, and call fsync."""
         with self._mutex:
             self._write()
-            descriptor = self._descriptor
+            # Another thread may close the log during fsync, so fsync gets its own descriptor.
+            descriptor = None if self._descriptor is None else os.dup(self._descriptor)
         # fsync is called without holding the mutex, because `append` must not wait for it.
         if descriptor is not None:
             with suppress(OSError):
                 os.fsync(descriptor)
+            os.close(descriptor)
 
     def close(self) -> None:
         """Write all events, close the file, and release the lock."""

@@ -217,17 +217,19 @@ def _ensure_database(uri: str, file: Path) -> None:
     _delete_database(temporary_path(file))
     if not file.exists():
         _create_database(file)
+    before = None
     while True:
         try:
             another = "set tracking.uri=sqlite:////another/folder/mlflow.db"
             return check_database(uri, another)
         except UnfinishedError:
             # MLflow's server does not use this lock, so it may be creating the store right now.
-            left = file.stat().st_mtime + SETTLED - time.time()
-            if left <= 0:
+            # If the clock was set back, the age is negative, so compare the time of change, too.
+            changed = file.stat().st_mtime
+            if changed == before or time.time() - changed >= SETTLED:
                 break
-        # If the clock was set back, `left` may be hours, so check again after a few seconds.
-        time.sleep(min(left, SETTLED))
+            before = changed
+        time.sleep(SETTLED)
     log.warning("%s is created again, because its creation was interrupted", file)
     _delete_database(file)
     _create_database(file)

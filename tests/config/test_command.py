@@ -146,7 +146,7 @@ def test_command_of_a_run_in_several_processes(
 @given(
     st.one_of(
         st.text(st.sampled_from("ab1 '\"\\,=[]{}():$.-фyesnull"), max_size=12), st.booleans(),
-        st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
+        st.none(), st.integers(), st.floats(allow_nan=False),
     )
 )  # fmt: skip
 def test_hydra_reads_formatted_overrides_as_the_same_values(value: Any) -> None:

@@ -81,6 +81,11 @@ def test_threshold_is_the_best_of_all() -> None:
     assert fit_threshold(perfect, np.array([0, 0, 1, 1])) == 0.5
     assert fit_threshold(perfect, np.array([0, 0, 0, 1])) == pytest.approx(0.85)
     assert fit_threshold(perfect, np.zeros(4, dtype=int)) == pytest.approx(0.95)
+    # No representable number is between these probabilities, and none is between 1 and 1.
+    close = np.array([np.nextafter(0.3, 0), 0.3, np.nextafter(1.0, 0), 1.0])
+    for positive in range(4):
+        labels = (np.arange(4) > positive).astype(int)
+        assert np.array_equal(close >= fit_threshold(close, labels), labels)
 
 
 def test_what_is_fitted_never_sees_the_test_labels() -> None:

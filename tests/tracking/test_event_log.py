@@ -45,6 +45,23 @@ def test_a_damaged_line_is_reported_and_skipped(
     assert "skipping a damaged line" in caplog.text
 
 
+def test_another_thread_may_close_the_log_during_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    log.append("metrics", values={"x": 1.0}, step=1)
+    synced: list[int] = []
+
+    def close_first(descriptor: int) -> None:
+        log.close()
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", close_first)
+    log.sync()
+    assert synced == [log.file.stat().st_ino]
+
+
 def test_no_flipped_bit_changes_an_event(tmp_path: Path) -> None:
     log = EventLog.new(tmp_path)
     log.open()

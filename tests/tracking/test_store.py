@@ -106,6 +106,18 @@ def test_a_growing_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert client.get_experiment_by_name("another program's")
 
 
+def test_an_incomplete_store_from_the_future_is_waited_for_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was set back after the interruption."""
+    file = half_created(tmp_path, 8)
+    os.utime(file, (time.time() + 3600,) * 2)
+    waits: list[float] = []
+    monkeypatch.setattr("kinopoisk_ft.tracking.store.time.sleep", waits.append)
+    open_experiment(address(tmp_path), "e", None)
+    assert len(waits) == 1
+
+
 def test_a_store_that_another_program_creates_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
