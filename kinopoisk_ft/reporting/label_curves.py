@@ -158,7 +158,9 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
         said.append(locale("crossing_undecided", pairs=pairs))
     said += _describe_unlearned(found, locale)
     if found.differing:
-        said.append(locale("curves_differ", names=", ".join(found.differing)))
+        said.append(
+            locale("curves_differ", names=locale.listed([locale(key) for key in found.differing]))
+        )
     return said
 
 

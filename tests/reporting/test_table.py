@@ -64,7 +64,7 @@ def test_a_metric_that_a_run_did_not_record_comes_from_its_predictions(answered:
     expected = matthews_corrcoef(run["label"], run["predicted"])
     assert rows.loc["TF-IDF", "mcc"] == pytest.approx(expected)
     assert rows.loc["TF-IDF", "mcc_low"] < expected < rows.loc["TF-IDF", "mcc_high"]
-    assert "| macro F1 | MCC |" in answered[2]
+    assert "| macro F1 | Matthews correlation (MCC) |" in answered[2]
     assert f"| {expected:.4f} [" in answered[2]
 
 
