@@ -20,6 +20,15 @@ FORMAT = 5
 
 
 @dataclass(frozen=True)
+class _Version:
+    """The field `format` of a card; other fields are ignored."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
 class Card:
     """The description of a model folder.
 
@@ -82,7 +91,10 @@ def read_card(folder: Path) -> Card:
     # The card may be a symlink itself, so check the folder before reading the card.
     check_contents(folder)
     try:
-        card = TypeAdapter(Card).validate_json(file.read_bytes())
+        text = file.read_bytes()
+        # The card of a newer format may have other fields, so check its format first.
+        version = TypeAdapter(_Version).validate_json(text).format
+        card = TypeAdapter(Card).validate_json(text) if 1 <= version <= FORMAT else None
     # The ValidationError of pydantic is a ValueError.
     except (OSError, ValueError) as error:
         raise UserError(
@@ -90,9 +102,9 @@ def read_card(folder: Path) -> Card:
             where=str(file),
             fix="copy or download the whole model folder again",
         ) from error
-    if not 1 <= card.format <= FORMAT:
+    if card is None:
         raise UserError(
-            f"the model folder has format {card.format}, but this version of kinopoisk_ft reads "
+            f"the model folder has format {version}, but this version of kinopoisk_ft reads "
             f"only formats 1 to {FORMAT}",
             where=str(file),
             fix="use the version of kinopoisk_ft that saved the model",

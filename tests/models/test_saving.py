@@ -207,3 +207,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kinopoisk_ft.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         read_card(tmp_path)
+    # The card of a newer version has an unknown field.
+    (tmp_path / "kinopoisk_ft.json").write_text('{"format": 6, "new": 1}')
+    with pytest.raises(UserError, match="has format 6, but this version"):
+        read_card(tmp_path)
