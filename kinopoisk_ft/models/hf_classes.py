@@ -131,7 +131,8 @@ class SavedClassifier(PreTrainedModel):
 
     @classmethod
     def _merge(cls, folder: Path) -> Any:
-        model = cls.load_adapted(folder).merge_and_unload()
+        # The matrices of the base may be stored in bf16, in which PEFT would merge them.
+        model = cls.load_adapted(folder).float().merge_and_unload()
         # The config was made from the card, which does not contain the sizes of windows.
         model.config.windows = cls.config_class.from_pretrained(folder).windows
         return model

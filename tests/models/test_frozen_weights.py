@@ -19,6 +19,7 @@ from peft import get_peft_model
 from quick import quick
 from saved_networks import TEXTS, save
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from kinopoisk_ft.adapters.audit import check_gradients
@@ -207,6 +208,14 @@ def test_saved_models_have_adapter_and_head_alone(kind: str, tmp_path: Path) -> 
     trained = [n for n in dtypes if "lora_" in n or ".modules_to_save." in n]
     assert {dtypes[n] for n in trained} == {torch.float32}
     np.testing.assert_allclose(Predictor(tmp_path, "cpu").logits(TEXTS), expected, atol=1e-5)
+
+
+def test_transformers_merges_the_adapter_in_fp32(tmp_path: Path) -> None:
+    expected = save("pooled", "lora", tmp_path, BF16)
+    _, tokenizer, _ = load_network(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits(model, tokenizer), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_cards_of_fp32_models_say_so(tmp_path: Path) -> None:
