@@ -85,7 +85,16 @@ def _describe_part(
     if options.get("path"):
         kind, source = "local", {"uri": str(options["path"])}
     elif options.get("name"):
-        kind, source = "hf", {"path": str(options["name"]), "split": None}
+        # These are the names in MLflow's HuggingFaceDatasetSource, where a subset is a data_dir.
+        kind, source = (
+            "hugging_face",
+            {
+                "path": str(options["name"]),
+                "data_dir": options.get("subset"),
+                "data_files": options.get("files"),
+                "revision": options.get("revision"),
+            },
+        )
     else:
         kind, source = "code", {"tags": {"mlflow.source.name": str(options.get("_target_"))}}
     # The JSON of an MLflow schema, as in the data sets that MLflow logs itself.
