@@ -123,7 +123,10 @@ def _read_approaches(arguments: Sequence[str]) -> list[Approach]:
     frames: dict[str, list[tuple[str, pd.DataFrame]]] = {}
     for argument in arguments:
         name, equals, files = argument.partition("=")
-        name, files = (name, files) if equals else (Path(argument.split(",")[0]).stem, argument)
+        first = Path(argument.split(",")[0])
+        # The path of a file without a name may contain "=", as in lr=0.1/predictions.parquet.
+        if not equals or first.is_file():
+            name, files = first.stem, argument
         if name in frames:
             raise UserError(f"two approaches have the name '{name}'", where=argument,
                             fix="name them: full=a.parquet lora=b.parquet")  # fmt: skip

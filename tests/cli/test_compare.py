@@ -45,6 +45,16 @@ def test_approaches_get_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
     assert low < high <= -0.05
 
 
+def test_unnamed_files_may_contain_an_equals_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sweeps write to folders such as lr=0.1."""
+    for lr, seed in (("0.1", 0), ("0.2", 1)):
+        Path(f"lr={lr}").mkdir()
+        table(0.95, seed).to_csv(f"lr={lr}/p{seed}.csv", index=False)
+    assert main(["compare", "lr=0.1/p0.csv,lr=0.2/p1.csv", "named=lr=0.2/p1.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[2:4]} == {"p0", "named"}
+
+
 def test_a_chosen_reference_and_what_would_decide(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a.csv", "b.parquet", "--reference", "b"]) == 0
     shown = capsys.readouterr().out
