@@ -71,7 +71,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
 
     from kinopoisk_ft.statistics.predictions import Predictions
 
-    parts = [Predictions.of(*_read(run)) for run in runs]
+    parts = [Predictions.read(run / FILE if run.is_dir() else run) for run in runs]
     for run, part in zip(runs, parts, strict=True):
         if part.class_names != parts[0].class_names:
             raise UserError("the runs have different classes", where=str(run),
@@ -101,20 +101,6 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     })  # fmt: skip
     known = facts[[name for name in ("film", "text") if name in facts]]
     return pd.concat([found, known], axis=1).iloc[order].reset_index(drop=True), len(rows)
-
-
-def _read(run: Path) -> tuple[pd.DataFrame, str]:
-    import pandas as pd
-
-    file = run / FILE if run.is_dir() else run
-    try:
-        return pd.read_parquet(file), str(file)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the predictions cannot be read: {to_one_line(str(error))[:200]}",
-            where=str(file),
-            fix=f"give the output_dir of a finished run, or its {FILE}",
-        ) from error
 
 
 def _format(found: pd.DataFrame, count: int) -> str:

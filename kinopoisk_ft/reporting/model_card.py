@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -63,7 +62,7 @@ def write_model_card(
     # Runs of earlier versions have no file with tags.
     tags = _read_json(out_dir / TAGS) if (out_dir / TAGS).is_file() else {}
     config = yaml.safe_load((out_dir / "config.yaml").read_text("utf-8"))
-    found = Predictions.of(pd.read_parquet(out_dir / "predictions.parquet"), str(out_dir))
+    found = Predictions.read(out_dir / "predictions.parquet")
     metrics = metrics or {}
     # Only the expected calibration error is shown in reliability diagrams.
     (error,) = shown_in("reliability")

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-import pyarrow as pa
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.plots.run_plots import CURVES, HistoryRow
 from kinopoisk_ft.reporting.runs import TrainedRun
-from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.predictions import PARQUET_ERRORS, Predictions
 from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 PREDICTIONS = "predictions.parquet"
@@ -98,8 +97,8 @@ def _read(client: MlflowClient, run: TrainedRun, name: str, read: Callable[[Path
     try:
         with tempfile.TemporaryDirectory() as folder:
             return read(Path(client.download_artifacts(run.run_id, name, folder)))
-    except (MlflowException, OSError, ValueError, RecursionError, pa.ArrowException) as error:
-        # RecursionError comes from deeply nested JSON. Not all errors of PyArrow are ValueErrors.
+    except (MlflowException, RecursionError, *PARQUET_ERRORS) as error:
+        # RecursionError comes from deeply nested JSON.
         raise UserError(
             f"{name} cannot be read: {str(error).splitlines()[0]}",
             where=_describe(run),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.text import clean_name, fold_name, to_one_line
@@ -25,6 +27,9 @@ FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group",
 TEXT_CHARACTERS = 200
 # Prefix of the columns with the probability of each class.
 PREFIX = "p_"
+# What `pandas.read_parquet` raises for an unreadable file. Damaged metadata of pandas lead to
+# KeyError and TypeError.
+PARQUET_ERRORS = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 Mismatch = Literal["rows", "labels", "classes"]
 
@@ -82,6 +87,23 @@ class Predictions:
             class_names=tuple(to_one_line(name.removeprefix(PREFIX)) for name in names),
             facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
         )
+
+    @classmethod
+    def read(cls, file: Path) -> Predictions:
+        """Read the predictions.parquet of a run.
+
+        Raises:
+            UserError: the file cannot be read, or the table is invalid.
+        """
+        try:
+            table = pd.read_parquet(file)
+        except PARQUET_ERRORS as error:
+            raise UserError(
+                f"the predictions cannot be read: {to_one_line(str(error))[:200]}",
+                where=str(file),
+                fix="give the output_dir of a finished run, or its predictions.parquet",
+            ) from error
+        return cls.of(table, str(file))
 
     @staticmethod
     def list_classes(tables: Iterable[tuple[str, pd.DataFrame]]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from sklearn.model_selection import StratifiedKFold
@@ -75,3 +77,28 @@ def test_runs_that_do_not_fit_together_are_refused(folds: list[Path], tmp_path: 
     other.to_parquet(tmp_path / "other.parquet")
     with pytest.raises(UserError, match="the runs have different classes"):
         find_suspicious([folds[0], tmp_path / "other.parquet"])
+
+
+def break_type(data: bytes) -> bytes:
+    """Flip a bit of a Parquet file so that a column has a type that PyArrow does not support."""
+    # The types are in the footer, at the end of the file.
+    for place in reversed(range(len(data))):
+        changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        try:
+            pq.read_table(pa.BufferReader(changed))
+        except pa.ArrowNotImplementedError:
+            return changed
+        except (pa.ArrowException, OSError):
+            continue
+    raise AssertionError("no flipped bit leads to an unsupported type")
+
+
+def test_damaged_predictions_are_refused(folds: list[Path], tmp_path: Path) -> None:
+    """Not all errors of PyArrow and pandas are ValueErrors."""
+    good, bad = folds[0] / "predictions.parquet", tmp_path / "bad.parquet"
+    bad.write_bytes(break_type(good.read_bytes()))
+    with pytest.raises(UserError, match=r"the predictions cannot be read: .*not implemented"):
+        find_suspicious([bad])
+    pq.write_table(pq.read_table(good).replace_schema_metadata({"pandas": "{}"}), bad)
+    with pytest.raises(UserError, match="the predictions cannot be read"):
+        find_suspicious([bad])
