@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -88,8 +88,10 @@ def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
             # Earlier versions recorded metrics under their flat names.
             points = client.get_metric_history(run.run_id, to_mlflow(key))
             points = points or client.get_metric_history(run.run_id, key)
-            stride = math.ceil(len(points) / MOST_POINTS)
-            rows += [{"step": point.step, key: point.value} for point in points[::stride]]
+            count = min(len(points), MOST_POINTS)
+            # Evenly spaced indices that include the first and the last point.
+            chosen = np.linspace(0, len(points) - 1, count).round().astype(int)
+            rows += [{"step": points[i].step, key: points[i].value} for i in chosen]
     return rows
 
 
