@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pandas as pd
 from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import COMPARED, Row
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.table import Table, write_limit
 from kinopoisk_ft.statistics.label_curve import (
     Crossing,
     Curve,
@@ -123,13 +122,10 @@ def _collect(
     names: dict[str, str] = {}
     first: Predictions | None = None
     for table in tables:
-        runs = [run for row in table.rows for run in row.runs]
-        counts = [run.metrics["train_reviews"] for run in runs if "train_reviews" in run.metrics]
-        if not counts:
+        # All approaches get the same mean, even if some seeds are missing.
+        labels = table.train_reviews
+        if labels is None:
             continue
-        # The number of labels depends on the seed, because data.train_limit may be a fraction, and
-        # films are not divided. All approaches get the same mean, even if some seeds are missing.
-        labels = statistics.fmean(counts)
         for row in table.rows:
             answers = [predictions[r.run_id] for r in row.runs if r.run_id in predictions]
             first = first or next(iter(answers), None)
@@ -169,7 +165,7 @@ def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
     for table in found.tables:
         names = [row.name for row in table.rows if not row.learned]
         if names:
-            limit = table.train_limit or locale("all_labels")
+            limit = write_limit(table, locale)
             said.append(locale("unlearned_points", names=locale.listed(names), limit=limit))
     return said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -100,6 +101,17 @@ class Table:
         """Return the mean of a column with its 95% interval, or None without predictions."""
         return self.comparison.means.get(row.name, {}).get(column)
 
+    @property
+    def train_reviews(self) -> float | None:
+        """Return the mean number of training reviews, or None if no run recorded it.
+
+        The number depends on the seed, because data.train_limit may be a fraction, and films are
+        not divided.
+        """
+        runs = [run.metrics for row in self.rows for run in row.runs]
+        counts = [metrics["train_reviews"] for metrics in runs if "train_reviews" in metrics]
+        return statistics.fmean(counts) if counts else None
+
     def against_best(self) -> list[Against]:
         """Return the differences of the rows from the best row, in the order of the rows."""
         found = []
@@ -142,10 +154,16 @@ def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> li
         groups[key]["" if limit == "None" else limit].append(known)
     found = []
     for _, limits in sorted(groups.items()):
-        # "" means no limit, so it sorts as infinity.
-        order = sorted(limits, key=lambda limit: -float(limit or "inf"))
-        found += _decide([_table(limit, limits[limit], predictions) for limit in order])
+        made = [_table(limit, members, predictions) for limit, members in limits.items()]
+        found += _decide(sorted(made, key=_count_labels, reverse=True))
     return found
+
+
+def _count_labels(table: Table) -> tuple[float, float]:
+    # "" means no limit, so it sorts as infinity.
+    limit = float(table.train_limit or "inf")
+    # Earlier versions did not record the number. A limit that is a fraction then comes last.
+    return (limit if table.train_reviews is None else table.train_reviews), limit
 
 
 def _decide(tables: list[Table]) -> list[Table]:
@@ -225,9 +243,17 @@ def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
     names = [locale.label(f"split_{rule}").removeprefix("split_") for rule in rules]
     rule = locale("split_rule", rule=locale.listed(names)) if names else ""
     rows = ", " + locale("test_rows", digest=write_digest(table)) if digest else ""
-    limit = locale("limited_to", limit=table.train_limit) if table.train_limit else ""
+    limit = locale("limited_to", limit=write_limit(table, locale)) if table.train_limit else ""
     name = f"{table.data} {locale('synthetic')}" if table.data == DEMO else table.data
     return locale("data", data=name, rule=rule) + rows + limit
+
+
+def write_limit(table: Table, locale: Locale) -> str:
+    """Format data.train_limit: a number, a fraction as a percentage, or "all" without a limit."""
+    limit = table.train_limit
+    if limit and float(limit) < 1:
+        return locale("labels_share", share=locale.percent(float(limit)))
+    return limit or locale("all_labels")
 
 
 def write_digest(table: Table) -> str:

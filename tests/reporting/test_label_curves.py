@@ -20,7 +20,7 @@ from kinopoisk_ft.reporting.output import write
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import Collected, TrainedRun
 from kinopoisk_ft.reporting.summary import as_summary
-from kinopoisk_ft.reporting.table import tables
+from kinopoisk_ft.reporting.table import data_line, tables
 from kinopoisk_ft.statistics.predictions import Predictions
 
 EN = Locale("en")
@@ -60,6 +60,37 @@ def test_each_number_of_labels_has_a_table_with_equal_cost(document: Document) -
     text = as_summary(document, EN)
     assert "split by film, test rows" in text
     assert "test rows a, 1000 training labels" in text
+
+
+def test_a_fraction_is_a_percentage_of_the_labels() -> None:
+    """Half of the labels may be more than 100 labels."""
+    collected, predictions = made()
+    half = [
+        replace(
+            run,
+            settings=run.settings | {"data.train_limit": "0.5"},
+            not_learned="test" if run.model == "bert" else "",
+        )
+        if run.settings["data.train_limit"] == "1000"
+        else run
+        for run in collected.runs
+    ]
+    for language, line, sentence in (
+        ("en", "a, 50% of the training labels", "With 50% of the training labels, there"),
+        ("ru", "обучающих меток: 50\xa0% от всех", "Обучающие метки: 50\xa0% от всех."),
+    ):
+        locale = Locale(language)
+        found = build(replace(collected, runs=half), predictions, None, locale)
+        assert [s.table.train_limit for s in found.sections] == ["", "0.5", "100"]
+        assert line in data_line(found.sections[1].table, locale)
+        assert sentence in sentences(found.curves[0], locale)[-1]
+
+
+def test_tables_with_unknown_numbers_of_labels_are_in_the_order_of_the_limit() -> None:
+    collected, predictions = made()
+    for run in collected.runs:
+        run.metrics.pop("train_reviews")
+    assert [t.train_limit for t in tables(collected.runs, predictions)] == ["", "1000", "100"]
 
 
 def test_verdicts_of_a_curve_are_corrected_for_all_its_points(document: Document) -> None:
