@@ -139,8 +139,12 @@ class TrialQueue:
     def iter_batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
         """Yield batches of trials with consecutive numbers, to run in parallel.
 
+        A failed trial is not replaced, because its cause may make all trials fail. It runs again
+        when the command is repeated.
+
         Args:
-            n_trials: number of finished or pruned trials after which the search ends.
+            n_trials: number of trials. Of the trials of earlier commands, only finished and pruned
+                ones count.
         """
         waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
         left = n_trials - self.count_finished()

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.search.study import open_study
+from kinopoisk_ft.search.study import TrialQueue, open_study
 from kinopoisk_ft.search.trial import Pruned, TrialTracker
 from kinopoisk_ft.tracking.base import Tracker
 
@@ -51,3 +51,23 @@ def test_an_invalid_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "search.journal").write_text("no\nno\n")
     with pytest.raises(UserError, match="cannot be read"):
         open_study(tmp_path, None)
+
+
+def test_failed_trials_are_not_replaced_but_repeated_by_the_next_command(tmp_path: Path) -> None:
+    """A trial that always fails must not run for ever."""
+    space: Any = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    sampler = DictConfig({"_target_": "optuna.samplers.RandomSampler"})
+    # Trial 0 and its first repetition fail. Failed and pruned trials have no score.
+    ends = {0: ("failed", None), 1: ("pruned", None), 4: ("failed", None)}
+    seen: list[list[int]] = []
+    for _ in range(3):
+        queue = TrialQueue(open_study(tmp_path, None, "maximize"), space, sampler, 0, [])
+        batches = queue.iter_batches(n_trials=4, size=3)
+        seen.append([])
+        for trial in (trial for batch in batches for trial in batch):
+            queue.tell(trial.number, *ends.get(trial.number, ("done", 0.5)))
+            seen[-1].append(trial.number)
+    assert seen == [[0, 1, 2, 3], [4], [5]]
+    values = [trial.params["lr"] for trial in queue.study.trials]
+    assert values[0] == values[4] == values[5]
+    assert values[0] not in values[1:4]
