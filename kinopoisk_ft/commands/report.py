@@ -167,7 +167,13 @@ def _explain(
     for section in document.sections:
         rows, runs = find_hardest(section.table, files.predictions, count)
         if rows:
-            found = explain_runs(client, uri, runs, rows)
+            # A pooled run stands for the runs of all folds, each with its own test split.
+            tested = {
+                (name, row): files.folds.get(run_id, {}).get(row, run_id)
+                for name, run_id in runs.items()
+                for row in rows
+            }
+            found = explain_runs(client, uri, tested)
             # Tables for different numbers of labels have equal row names, so the keys have run ids.
             shaded |= {(runs[name], row): shade_html(one) for (name, row), one in found.items()}
     return replace(files, shaded=shaded)

@@ -42,6 +42,7 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
             key = str((run.approach, run.seed, run.data, run.source_digest, settings))
             trainings[key][int(run.settings[FOLD])] = run
     predictions, details = dict(files.predictions), dict(files.details)
+    run_of_row = {}
     for found in trainings.values():
         parts = [run for _, run in sorted(found.items())]
         answers = [files.predictions[run.run_id] for run in parts]
@@ -50,13 +51,18 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
         if complete and len({one.class_names for one in answers}) == 1:
             pooled = _join(answers)
             predictions[parts[0].run_id] = pooled
+            run_of_row[parts[0].run_id] = {
+                row: run.run_id
+                for run, answer in zip(parts, answers, strict=True)
+                for row in answer.rows.tolist()
+            }
             if parts[0].run_id in details:
                 # data.json describes the splits of only one fold.
                 details[parts[0].run_id] = replace(details[parts[0].run_id], data={})
             runs.append(_pool(parts, pooled))
         else:
             runs += parts
-    return replace(collected, runs=runs), RunFiles(predictions, details)
+    return replace(collected, runs=runs), RunFiles(predictions, details, folds=run_of_row)
 
 
 def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:

@@ -51,11 +51,14 @@ class RunFiles:
         predictions, details: {run id: content}.
         shaded: {(run id, row number of a review): HTML}. The HTML contains the words of the
             review, shaded by their effect on the prediction.
+        folds: {run id of a pooled run: {row number of a review: id of the run of the fold whose
+            test split contains the review}}; see `folds.pool_folds`.
     """
 
     predictions: Mapping[str, Predictions]
     details: Mapping[str, Details]
     shaded: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    folds: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,36 @@ from kinopoisk_ft.serving.predictor import Predictor
 
 
 def explain_runs(
-    client: MlflowClient, uri: str, runs: Mapping[str, str], rows: Iterable[int]
+    client: MlflowClient, uri: str, runs: Mapping[tuple[str, int], str]
 ) -> dict[tuple[str, int], Explanation]:
-    """Explain each run's answers for the same test reviews.
+    """Explain answers of runs for reviews of their test splits.
 
     Args:
-        runs: {name: run id}; all runs have the same test reviews.
-        rows: row numbers of reviews in the source data.
+        runs: {(name, row number of a review in the source data): id of a run whose test split
+            contains the review}.
 
     Returns:
         {(name, row): explanation}.
 
     Raises:
-        UserError: a model or the data of a run are not available.
+        UserError: a model or the data of a run are not available, or a review is missing.
     """
-    texts = _read_texts(client, next(iter(runs.values())))
+    answers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for answer, run_id in runs.items():
+        answers[run_id].append(answer)
+    texts: dict[int, str] = {}
     found = {}
-    for name, run_id in runs.items():
+    for run_id, asked in answers.items():
         predictor = Predictor(find_model_folder(run_id, uri))
-        for row in rows:
+        for name, row in asked:
+            if row not in texts:
+                texts |= _read_texts(client, run_id)
+            if row not in texts:
+                raise UserError(
+                    f"row {row} is not in the test split, so the data have changed",
+                    where=f"run {run_id}",
+                    fix="restore the data, or make the report without --explain",
+                )
             found[name, row] = explain(predictor, texts[row])
     return found
 

@@ -7,6 +7,7 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -17,7 +18,14 @@ from sweeping import _here as _here
 from kinopoisk_ft import cli
 from kinopoisk_ft.commands import report
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.serving.attributions import Explanation, explain
+from kinopoisk_ft.serving.locate import find_model_folder
+from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.serving.run_explanations import explain_runs
+
+
+def make_words(generator: np.random.Generator) -> list[str]:
+    return ["".join(word) for word in generator.choice(list("абвгдежзиклмно"), (30, 6))]
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +35,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts, labels = tiny.reviews(120)
     names = sorted(set(labels))
     swapped = {names[0]: names[1], names[1]: names[0]}
-    # Runs record only the beginning of a review, without this end.
+    generator = np.random.default_rng(0)
+    # Runs record only the beginning of a review, without this end. The random words keep the
+    # reviews from being near-duplicates, which are in the same fold.
     rows = [
-        {"text": f"{text} {i} " + "и так далее " * 20 + "конец",
+        {"text": f"{text} {i} {' '.join(make_words(generator))} и так далее конец",
          "mark": swapped[label] if i % 10 == 0 else label}
         for i, (text, label) in enumerate(zip(texts, labels, strict=True))
     ]  # fmt: skip
@@ -65,6 +75,51 @@ def test_the_page_shades_the_words_of_the_hardest_review(place: Path) -> None:
     assert re.match(r'<span style="background: rgba\([\d, ]+, 0\.60\)" title="[+-]0\.', words)
 
 
+def test_each_fold_explains_the_reviews_of_its_own_test_split(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = [
+        ["model=tfidf", "model.min_df=1", "data.folds=3", f"data.fold={i}", f"output_dir=fold{i}"]
+        for i in range(3)
+    ]
+    for fold in folds:
+        train(*fold, "tracking.experiment=folds")
+    used: list[str] = []
+    explained: list[tuple[str, int]] = []
+
+    def find(run_id: str, uri: str) -> Path:
+        used.append(run_id)
+        return find_model_folder(run_id, uri)
+
+    def record(predictor: Predictor, text: str) -> Explanation:
+        # The only number in a text is its row.
+        explained.extend((used[-1], int(row)) for row in re.findall(r"\d+", text))
+        return explain(predictor, text)
+
+    monkeypatch.setattr("kinopoisk_ft.serving.run_explanations.find_model_folder", find)
+    monkeypatch.setattr("kinopoisk_ft.serving.run_explanations.explain", record)
+    args = ["--experiment", "folds", "--output", "folds", "--explain", "10", "--no-log"]
+    assert report.main(args) == 0
+    page = (place / "folds" / "comparison.html").read_text("utf-8")
+    assert page.count('<p class="words">') == len(explained) > 1
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    assert len(set(used)) == len(used) > 1
+    for run_id in used:
+        fold = client.get_run(run_id).data.params["data.fold"]
+        tested = pd.read_parquet(place / f"fold{fold}" / "predictions.parquet")["row"]
+        assert {row for run, row in explained if run == run_id} <= set(tested)
+
+
+def test_a_review_that_is_no_longer_in_the_data_is_reported(place: Path) -> None:
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    train("model=tfidf", "model.min_df=1", "tracking.experiment=shorter", "output_dir=shorter")
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "shorter"]
+    run = client.search_runs([experiment.experiment_id])[0].info.run_id
+    with pytest.raises(UserError, match="row 120 is not in the test split"):
+        explain_runs(client, uri, {("tfidf", 120): run})
+
+
 @pytest.mark.slow
 def test_the_page_shades_whole_reviews_for_networks(place: Path) -> None:
     """The recorded predictions contain only the beginning of each review."""
@@ -84,9 +139,9 @@ def test_a_config_from_someone_else_runs_no_code(place: Path) -> None:
     config.write_text("data:\n  _target_: os.system\n  command: touch harmed\n")
     client.log_artifact(run, str(config))
     with pytest.raises(UserError, match=r"os\.system"):
-        explain_runs(client, uri, {"tfidf": run}, [0])
+        explain_runs(client, uri, {("tfidf", 0): run})
     assert not (place / "harmed").exists()
     config.write_text("data: [")
     client.log_artifact(run, str(config))
     with pytest.raises(UserError, match="config of the run cannot be read"):
-        explain_runs(client, uri, {"tfidf": run}, [0])
+        explain_runs(client, uri, {("tfidf", 0): run})
