@@ -1,8 +1,9 @@
 """Store the frozen matrices of a base model in bf16, and compute with them in any precision.
 
 This halves the memory of these weights. Norms, biases, all trained weights, and the hidden states
-between the layers stay fp32. With bf16 autocast, each product rounds an fp32 matrix to bf16
-anyway, so that storage in bf16 makes only the embeddings less precise.
+between the layers are fp32. `from_pretrained` rounds all weights of an fp32 checkpoint to bf16
+first, so norms, biases and embeddings are less precise than with an fp32 base. Matrices are not:
+with bf16 autocast, each product rounds them to bf16 anyway.
 """
 
 from __future__ import annotations

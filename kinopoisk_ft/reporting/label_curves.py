@@ -165,7 +165,8 @@ def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
     for table in found.tables:
         names = [row.name for row in table.rows if not row.learned]
         if names:
-            limit = write_limit(table, locale)
+            known = table.train_reviews
+            limit = write_limit(table, locale) if known is None else locale.number(known, 0)
             said.append(locale("unlearned_points", names=locale.listed(names), limit=limit))
     return said
 

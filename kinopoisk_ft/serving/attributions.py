@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kinopoisk_ft.data.tokens import encode_with_spans, find_windows
 from kinopoisk_ft.errors import UserError, import_extra
@@ -143,7 +145,7 @@ def _integrate(
         The attributions (windows, length), the difference for the baseline, and for the text.
     """
     integrated_gradients = import_extra("captum.attr", "explain").IntegratedGradients
-    embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
+    embedding = _find_token_embedding(module)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     # True marks special tokens, which are the same in the text and in the baseline.
     kept = torch.zeros_like(ids, dtype=torch.bool)
@@ -176,6 +178,16 @@ def _integrate(
     # The score of a token is the sum over d_model. The result is (windows, length).
     scores: np.ndarray = found.sum(-1).reshape(-1, ids.shape[-1]).detach().cpu().double().numpy()
     return scores, baseline, difference
+
+
+def _find_token_embedding(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            # Some classes of this project and of users do not implement this method.
+            with suppress(NotImplementedError):
+                return part.get_input_embeddings()
+    # Our own networks have no other embedding before the one of the tokens.
+    return next(part for part in module.modules() if isinstance(part, nn.Embedding))
 
 
 def _join_words(

@@ -192,7 +192,7 @@ def test_points_without_learning_are_named() -> None:
     ]
     (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
     said = sentences(found, EN)
-    assert "With 100 training labels, these may have learned nothing: bert." in said[-1]
+    assert "With 104 training labels, these may have learned nothing: bert." in said[-1]
 
 
 def with_settings(runs: list[TrainedRun], **settings: str) -> list[TrainedRun]:

@@ -12,6 +12,7 @@ import torch
 from networks import NAMES
 from quick import quick
 from saved_networks import save
+from transformers import XLMConfig, XLMForSequenceClassification
 
 from kinopoisk_ft.commands.explain import as_page, format_explanation, main
 from kinopoisk_ft.data.preprocessing import Preprocessing
@@ -20,7 +21,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import load_tokenizer
-from kinopoisk_ft.serving.attributions import Explanation, Word, explain
+from kinopoisk_ft.serving.attributions import Explanation, Word, _integrate, explain
 from kinopoisk_ft.serving.predictor import Predictor
 
 TEXT = f"{tiny.GOOD} {tiny.BAD}"
@@ -54,6 +55,21 @@ def test_attributions_sum_to_the_logit_difference(
     assert words == pytest.approx(found.difference - found.baseline, abs=0.02 * size + 1e-4)
     assert [word.text for word in found.words] == TEXT.split()
     assert found.in_order
+
+
+def test_the_token_embedding_may_come_after_the_positions() -> None:
+    config = XLMConfig(vocab_size=30, emb_dim=8, n_layers=1, n_heads=2, max_position_embeddings=16)
+    model = XLMForSequenceClassification(config).eval()
+    ids = torch.tensor([[1, 5, 6, 7, 1]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    special = [[True, False, False, False, True]]
+    scores, baseline, difference = _integrate(model, batch, special, 2, (0, 1), 40)
+    empty = torch.tensor([[1, 2, 2, 2, 1]])
+    with torch.no_grad():
+        logits = [model(row, attention_mask=batch["attention_mask"]).logits[0]
+                  for row in (ids, empty)]  # fmt: skip
+    assert [difference, baseline] == pytest.approx([float(x[0] - x[1]) for x in logits], abs=1e-6)
+    assert scores.sum() == pytest.approx(difference - baseline, abs=0.02 * np.abs(scores).max())
 
 
 def test_a_linear_model_is_attributed_exactly(tmp_path: Path) -> None:
