@@ -76,8 +76,8 @@ def test_a_fraction_is_a_percentage_of_the_labels() -> None:
         for run in collected.runs
     ]
     for language, line, sentence in (
-        ("en", "a, 50% of the training labels", "With 50% of the training labels, there"),
-        ("ru", "обучающих меток: 50\xa0% от всех", "Обучающие метки: 50\xa0% от всех."),
+        ("en", "a, 50% of the training labels", "With 998 training labels, these"),
+        ("ru", "отзывов для обучения: 50\xa0% от всех", "Размеченных отзывов: 998."),
     ):
         locale = Locale(language)
         found = build(replace(collected, runs=half), predictions, None, locale)

@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # reviews from being near-duplicates, which are in the same fold.
     rows = [
         {"text": f"{text} {i} {' '.join(make_words(generator))} и так далее конец",
-         "mark": swapped[label] if i % 10 == 0 else label}
+         "mark": swapped[label] if i % 4 == 0 else label}
         for i, (text, label) in enumerate(zip(texts, labels, strict=True))
     ]  # fmt: skip
     pd.DataFrame(rows).to_json(
