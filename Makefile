@@ -72,7 +72,7 @@ test: $(STAMP) ## quick tests
 	$(PYTEST)
 
 test-all: $(STAMP).all ## all tests, including the slow ones
-	$(PYTEST) -m ''
+	$(PYTEST) -m 'not cluster'
 
 # Torch comes first and from pip, which PIP_FLAGS can point to a CPU build. `uv` then keeps it.
 test-lowest: ## quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from kinopoisk_ft.errors import UserError
@@ -24,6 +25,9 @@ from kinopoisk_ft.training.distributed import torchrun
 # The folder of this package.
 PACKAGE = Path(__file__).resolve().parent
 CACHE_VARIABLE = "KINOPOISK_FT_CACHE"
+# Error numbers of file systems without locks, such as NFS without a lock service, or Lustre mounted
+# without `-o flock`.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # Environment variables that set the cache folders of libraries, with their names in ~/.cache.
 LIBRARY_VARIABLES = {
     "HF_HOME": "huggingface",
@@ -78,6 +82,20 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
         sync_to_disk(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def make_lock(file: Path) -> FileLock:
+    """Return a lock of a file, which the operating system releases when a process ends or dies.
+
+    If the file system has no locks, `acquire` raises OSError (see `lacks_locks`). By default,
+    filelock would instead create a file that remains if the process is killed.
+    """
+    return FileLock(file, fallback_to_soft=False)
+
+
+def lacks_locks(error: BaseException) -> bool:
+    """Return whether a lock failed because the file system has no locks."""
+    return isinstance(error, OSError) and error.errno in NO_LOCKS
 
 
 def sync_to_disk(path: Path) -> None:

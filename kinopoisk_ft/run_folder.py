@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kinopoisk_ft.config.prepared import flatten, get_overrides, list_differences
 from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_atomically
+from kinopoisk_ft.files import make_lock, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ START_OVER = "choose another output_dir, or start over in this one with resume=n
 # Prefixes of the options that may be changed when a run is resumed.
 MAY_DIFFER = (
     "output_dir", "result_json", "resume", "rerun", "tracking", "trainer.checkpoint_every",
-    "trainer.strategy",
+    "trainer.strategy", "trainer.process_timeout",
 )  # fmt: skip
 
 # Options that earlier versions did not have, with the values that those versions trained with.
@@ -72,7 +72,7 @@ class RunFolder:
         Raises:
             UserError: another process has locked the folder.
         """
-        lock = FileLock(self.file.with_name(LOCK_FILE))
+        lock = make_lock(self.file.with_name(LOCK_FILE))
         try:
             lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout as error:
@@ -81,8 +81,8 @@ class RunFolder:
                 where=str(self.file.parent),
                 fix="wait until that process ends, or choose another output_dir",
             ) from error
-        # Some file systems have no locks, and then filelock raises one of these errors.
-        except (OSError, NotImplementedError) as error:
+        # Some file systems have no locks, and then filelock raises this error.
+        except OSError as error:
             log.warning(
                 "the output folder cannot be locked; make sure that no other process uses it: %s",
                 error,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from composing import compose_config, plain
-from filelock import FileLock
 from safetensors import SafetensorError
 
 from kinopoisk_ft import run_folder
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.run_folder import ADDED, RunFolder, read_seed
+from kinopoisk_ft.tracking.event_log import find_logs
 
 CONFIG = {"seed": 1, "resume": "auto"}
 
@@ -66,15 +66,32 @@ def test_a_run_of_a_version_with_fewer_options_is_resumed(tmp_path: Path) -> Non
     assert RunFolder(tmp_path, changed).find_run() is None
 
 
+@pytest.mark.usefixtures("no_locks")
 def test_a_run_continues_if_files_cannot_be_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock")
+    monkeypatch.chdir(tmp_path)
+    args = ["experiment=demo_tfidf", "data.reviews=100", "tracking=offline", "output_dir=run"]
+    assert command(args) == 0
+    assert "the output folder cannot be locked; make sure that no" in capsys.readouterr().out
+    (log,) = find_logs(tmp_path / "run")
+    assert log.status == "FINISHED"
+    assert "test_f1_weighted" in {key for e in log.events for key in e.get("values", ())}
+    # A soft lock would remain after the death of a process.
+    assert not [file for file in tmp_path.rglob("*.lock") if file.stat().st_size]
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    with RunFolder(tmp_path, CONFIG).lock():
-        assert "does not appear to support flock" in caplog.text
+
+@pytest.mark.usefixtures("no_locks")
+def test_the_prefix_cache_needs_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message comes before the data are read: the table does not exist."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
+    options = ["adapter=freeze", "trainer.prefix_cache=fp16", "tracking=none", "output_dir=run"]
+    table = ["data=file", "data.path=a.csv", "data.text_column=t", "data.label_column=l"]
+    assert command(["model=bert_scratch", *table, *options]) == 1
+    assert "the prefix cache needs a file system with locks" in capsys.readouterr().err
 
 
 def test_the_command_fails_before_it_starts_work(

@@ -19,15 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import AcquireReturnProxy, Timeout
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import get_cache_dir, sync_to_disk, write_atomically
+from kinopoisk_ft.files import (
+    get_cache_dir,
+    lacks_locks,
+    make_lock,
+    sync_to_disk,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
 # Version of the file format. It is hashed into the folder name, so a new version uses new folders.
 VERSION = "1"
+# Name of the folder of the activations in the cache folder.
+FOLDER = "hidden"
 # Bytes that stay free on the disk for checkpoints, the model folder and the MLflow store.
 MARGIN = 2**30
 
@@ -147,7 +155,7 @@ def _checksum(file: Path) -> int:
 def cache_folder(digest: str) -> Path:
     """Return the cache folder for a digest."""
     name = hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
-    return get_cache_dir() / "hidden" / name
+    return get_cache_dir() / FOLDER / name
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -164,13 +172,32 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
+def check_locks() -> None:
+    """Raise UserError if the folder of the caches cannot be locked."""
+    with acquire_lock(get_cache_dir() / FOLDER):
+        pass
+
+
 def acquire_lock(folder: Path) -> AcquireReturnProxy:
-    """Lock a folder until the `with` block ends, so that only one job builds the cache."""
+    """Lock a folder until the `with` block ends, so that only one job builds the cache.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    lock = make_lock(folder / "lock")
     try:
         # Try without waiting, so that the message appears only if this run must wait.
         return lock.acquire(blocking=False)
     except Timeout:
         log.info("waiting for another run that is building the same prefix cache")
         return lock.acquire()
+    except OSError as error:
+        if not lacks_locks(error):
+            raise
+        raise UserError(
+            f"the prefix cache needs a file system with locks: {error}",
+            where=str(folder),
+            fix="set the environment variable KINOPOISK_FT_CACHE to a folder on a local disk, or "
+            "set trainer.prefix_cache=off",
+        ) from error

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.utils import instantiate
 
 from kinopoisk_ft.config.prepared import Job, Prepared
-from kinopoisk_ft.files import write_atomically
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import make_lock, write_atomically
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -220,6 +221,9 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
 
     Yield the index of the GPU; None if the machine has fewer than two GPUs. Jobs are counted by
     file locks in `folder`, because the operating system releases a lock even if its job is killed.
+
+    Raises:
+        UserError: files in the folder cannot be locked.
     """
     devices = torch.cuda.device_count()
     if devices < 2:
@@ -229,11 +233,17 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
     for number in itertools.count():
         # Place 0 of each GPU is tried before place 1 of any GPU, so the jobs are spread evenly.
         place, device = divmod(number, devices)
-        lock = FileLock(folder / f"gpu-{device}.{place}.lock")
+        lock = make_lock(folder / f"gpu-{device}.{place}.lock")
         try:
             held = lock.acquire(blocking=False)
         except Timeout:
             continue
+        except OSError as error:
+            raise UserError(
+                f"jobs cannot share the GPUs, because their folder cannot be locked: {error}",
+                where=str(folder),
+                fix="choose an output_dir on a file system with locks, or run one job at a time",
+            ) from error
         with held:
             torch.cuda.set_device(device)
             yield device

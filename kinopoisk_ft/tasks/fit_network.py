@@ -38,6 +38,7 @@ from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.prefix_cache.split import check_split
+from kinopoisk_ft.prefix_cache.storage import check_locks
 from kinopoisk_ft.run_folder import CHECKPOINTS
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.tracking.base import Tracker
@@ -54,14 +55,17 @@ log = logging.getLogger(__name__)
 
 
 def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> None:
-    """Check that the architecture supports the adapter and the prefix cache.
+    """Check that the architecture supports the adapter, and that the prefix cache can be used.
 
     The check needs neither data nor weights. Adapters of PEFT and of users are checked later: their
     options may name modules of the head, and the kind of head depends on the pretrained weights.
 
     Raises:
-        UserError: the architecture does not support the adapter or the cache.
+        UserError: the architecture does not support the adapter or the cache, or the folder of the
+            cache cannot be locked.
     """
+    if trainer.prefix_cache != "off":
+        check_locks()
     # Building a network draws random numbers.
     with torch.random.fork_rng(), silence_logs():
         network = recipe.build_skeleton()

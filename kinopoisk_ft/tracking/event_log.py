@@ -23,11 +23,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import TypeAdapter
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_atomically
+from kinopoisk_ft.files import lacks_locks, make_lock, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class EventLog:
         self.folder = file.parent.parent
         self.state_file = file.with_suffix(".sent.json")
         # A separate file, because earlier versions of filelock truncate the file that they lock.
-        self._lock = FileLock(file.with_suffix(".lock"))
+        self._lock = make_lock(file.with_suffix(".lock"))
         # Training, the system monitor and `Delivery` use the log in three threads.
         self._mutex = threading.Lock()
         self._descriptor: int | None = None
@@ -151,7 +151,7 @@ class EventLog:
         """
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=patience)
+            self._acquire_lock(patience)
             # O_APPEND writes at the end of the file, even after `os.ftruncate` has moved that end.
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except Timeout as error:
@@ -167,6 +167,15 @@ class EventLog:
         # Remove a truncated last line, which remains if the process or the machine has died.
         os.ftruncate(self._descriptor, self.file.read_bytes().rfind(b"\n") + 1)
         self._load()
+
+    def _acquire_lock(self, patience: float) -> None:
+        try:
+            self._lock.acquire(timeout=patience)
+        except OSError as error:
+            # The run has already warned that its folder cannot be locked.
+            if not lacks_locks(error):
+                raise
+            log.debug("%s cannot be locked: %s", self.file, error)
 
     def append(self, verb: str, **fields: Any) -> None:
         """Append an event. A full disk only causes a warning."""

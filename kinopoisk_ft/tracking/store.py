@@ -16,7 +16,6 @@ from pathlib import Path
 
 import mlflow.store.db.utils as mlflow_db
 import sqlalchemy
-from filelock import FileLock
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -29,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError, first_line
-from kinopoisk_ft.files import sync_to_disk, temporary_path
+from kinopoisk_ft.files import lacks_locks, make_lock, sync_to_disk, temporary_path
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 from kinopoisk_ft.tracking.store_schema import (
@@ -54,6 +53,11 @@ EXPERIMENT_TAGS = {
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME: to_mlflow(f"test_{HEADLINE}"),
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER: "True",
 }
+FIX_OPENING = "check this address and its permissions, or use tracking=offline"
+FIX_LOCKS = (
+    "SQLite needs a file system with locks: put the store on a local disk, send the runs to a "
+    "server (make tracking-server), or use tracking=offline"
+)
 # A store file that has not changed for this number of seconds is not being created any more.
 SETTLED = 3.0
 
@@ -154,7 +158,7 @@ def _explain_errors(uri: str) -> Iterator[None]:
         raise kind(
             f"the MLflow store cannot be opened: {first_line(error)}",
             where=f"tracking.uri={hide_password(uri)}",
-            fix="check this address and its permissions, or use tracking=offline",
+            fix=FIX_LOCKS if lacks_locks(error) else FIX_OPENING,
         ) from error
 
 
@@ -169,7 +173,7 @@ def _hold_database(uri: str) -> Iterator[None]:
         return
     file = _get_file(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
+    with make_lock(Path(f"{file}.lock")):
         _ensure_database(uri, file)
         yield
 

@@ -100,3 +100,13 @@ def test_one_device_is_left_alone(
     with jobs.reserve_device(tmp_path) as device:
         assert device is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_jobs_that_share_devices_need_locks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = "jobs cannot share the GPUs, because their folder cannot be locked"
+    with pytest.raises(UserError, match=message), jobs.reserve_device(tmp_path):
+        pass

@@ -221,3 +221,9 @@ def test_experiments_are_marked_as_training(tmp_path: Path) -> None:
     for one in tags.values():
         assert one["mlflow.experiment.primaryMetric.name"] == "test/f1_weighted"
         assert one["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_sqlite_needs_locks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"to do: SQLite needs a file system with locks: .*server"):
+        open_experiment(address(tmp_path), "e", None)
