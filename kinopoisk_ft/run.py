@@ -25,7 +25,9 @@ from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import read_parent
 from kinopoisk_ft.training.distributed.processes import (
+    TIMEOUT,
     broadcast_from_main,
+    explain_lost_connection,
     is_main,
     join_processes,
     world_size,
@@ -62,7 +64,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
             OmegaConf.save(cfg, out_dir / "config.yaml")
             write_json(out_dir / TAGS, tags)
             tracker.artifact(out_dir / "config.yaml")
-            with wrap_disk_full(out_dir):
+            with wrap_disk_full(out_dir), explain_lost_connection():
                 result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
                 if prepared.result_file is not None:
                     result.write(prepared.result_file)
@@ -94,7 +96,9 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
     Returns:
         The objective on rank 0; None on other ranks.
     """
-    with StopSignals(), join_processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
+    trainer = prepared.cfg.trainer
+    seconds = trainer.get("process_timeout", TIMEOUT)
+    with StopSignals(), join_processes(trainer.strategy, trainer.device, seconds):
         prepared = broadcast_from_main(lambda: prepared)
         if is_main():
             return run(prepared, out_dir).objective

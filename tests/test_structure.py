@@ -196,8 +196,8 @@ TESTS = Path(__file__).parent
 
 def test_tests_mirror_the_package() -> None:
     folders = {f.relative_to(TESTS).parts[0] for f in TESTS.rglob("test_*.py") if f.parent != TESTS}
-    # Tests of whole commands, and of code outside the package.
-    beside = {"cli", "tools", "benchmarks"}
+    # Tests of whole commands, of several hosts, and of code outside the package.
+    beside = {"cli", "tools", "benchmarks", "cluster"}
     assert folders - beside <= {p.name for p in PACKAGE.iterdir() if p.is_dir()}
     stems = {path.stem for path in FILES} | {path.name for path in PACKAGE.iterdir()}
     loose = {file.stem.removeprefix("test_") for file in TESTS.glob("test_*.py")} - {"structure"}

@@ -35,7 +35,7 @@ GROUPS = ("model", "adapter", "data", "trainer")
 # By default, data.train_seed is the seed, and data.text_prefix repeats model.text_prefix.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
-    "data.train_seed", "model.text_prefix",
+    "trainer.process_timeout", "data.train_seed", "model.text_prefix",
 )  # fmt: skip
 # Settings that have an effect only with data.truncation=windows.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")

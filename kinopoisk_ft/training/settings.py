@@ -13,6 +13,7 @@ from kinopoisk_ft.errors import UserError, check_positive
 from kinopoisk_ft.statistics.metrics import BestMetric
 from kinopoisk_ft.training.acceleration.compile import Compile
 from kinopoisk_ft.training.budget import Budget
+from kinopoisk_ft.training.distributed.processes import TIMEOUT
 from kinopoisk_ft.training.distributed.strategy import Strategy
 from kinopoisk_ft.training.losses import cross_entropy
 from kinopoisk_ft.training.precision import Kind
@@ -29,6 +30,7 @@ class Settings:
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Kind
     strategy: Strategy
+    process_timeout: int = TIMEOUT
     epochs: int
     max_steps: int | None
     min_steps: int | None = None
@@ -62,7 +64,7 @@ class Settings:
     def __post_init__(self) -> None:
         for key in ("epochs", "max_steps", "min_steps", "batch_size", "accumulate",
                     "micro_batch_size", "eval_batch_size", "eval_every", "patience", "log_every",
-                    "max_bad_steps"):  # fmt: skip
+                    "max_bad_steps", "process_timeout"):  # fmt: skip
             value = getattr(self, key)
             check_positive(None if value == "epoch" else value, f"trainer.{key}")
         for key in ("lr", "head_lr", "weight_decay", "clip_norm", "warmup_share", "warmup_steps",

@@ -8,6 +8,7 @@ functions here do not communicate.
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,16 +20,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.distributed import torchrun
 
 T = TypeVar("T")
-# Rank 0 may have to download a model and tokenize all reviews while the others wait.
-TIMEOUT = timedelta(hours=1)
+# Seconds that a process waits for the others, by default. Rank 0 may have to download a model and
+# tokenize all reviews while the others wait.
+TIMEOUT = 3600
 # Seconds between two checks whether all ranks have joined.
 POLL = 0.02
 # Rank 0 may have to write a last checkpoint while the others wait.
@@ -63,15 +66,19 @@ def is_main() -> bool:
 
 
 @contextmanager
-def join_processes(strategy: str, device: str) -> Iterator[None]:
+def join_processes(strategy: str, device: str, seconds: int = TIMEOUT) -> Iterator[None]:
     """Create the process group of a run that torchrun started, and destroy the group on exit.
 
     As soon as one rank exits with an error, torchrun ends all ranks. If all ranks fail together,
     rank 0 still needs time to record the end of the run, so the other ranks do not exit before
     rank 0. A rank that fails alone exits at once.
 
+    Args:
+        seconds: how long a process waits for the others before the run fails.
+
     Raises:
-        UserError: the strategy needs torchrun or does not allow torchrun, or the device is missing.
+        UserError: the strategy needs torchrun or does not allow torchrun, the device is missing,
+            or another process does not answer.
     """
     if not torchrun.is_launched() or (strategy == "none" and torchrun.world_size() == 1):
         if strategy in ("ddp", "fsdp"):
@@ -83,13 +90,18 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
         yield
         return
     backend = _choose_backend(strategy, device)
+    timeout = timedelta(seconds=seconds)
     # torchrun's environment variables give the address of the store, the rank and the world size.
-    store, number, count = next(rendezvous("env://"))
-    store = _open_fresh_store(store, number, count)
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    with explain_lost_connection():
+        store, number, count = next(rendezvous("env://", timeout=timeout))
+        store = _open_fresh_store(store, number, count, seconds)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=timeout
+        )
     together = True
     try:
-        yield
+        with explain_lost_connection():
+            yield
     except BaseException as error:
         # All ranks raise these errors, except SingleRankError, at the same point of the run.
         joint = isinstance(error, UserError | KeyboardInterrupt)
@@ -107,7 +119,28 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _open_fresh_store(store: Store, number: int, count: int) -> Store:
+@contextmanager
+def explain_lost_connection() -> Iterator[None]:
+    """Convert an error of the connections between processes to a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo has no class of errors, but each of its messages names a file of its source code.
+        if not isinstance(error, DistError) and "gloo" not in str(error).lower():
+            raise
+        raise SingleRankError(
+            f"the connection to another process is lost: {_shorten(error)}",
+            fix="read the messages of the other processes, and check the network between the "
+            "machines; then run the same command again, which resumes from the last checkpoint",
+        ) from error
+
+
+def _shorten(error: RuntimeError) -> str:
+    # Gloo's messages begin with a line of its source code, and may end with general advice.
+    return re.sub(r"^\[\S+\] |\. This is typically .*", "", first_line(error))
+
+
+def _open_fresh_store(store: Store, number: int, count: int, seconds: int) -> Store:
     # torchrun keeps the store when it restarts the processes. With the old keys, new processes
     # would wait forever for the addresses of ended processes. Rank 0 therefore draws a random
     # prefix, and the other ranks ask for the prefix. The restart count cannot be the prefix,
@@ -119,7 +152,14 @@ def _open_fresh_store(store: Store, number: int, count: int) -> Store:
         store.set(f"{chosen}/joined/{number}", "")
         return PrefixStore(chosen, store)
     missing = set(range(1, count))
+    end = time.monotonic() + seconds
     while missing:
+        if time.monotonic() > end:
+            raise SingleRankError(
+                f"{len(missing)} of {count} processes did not start within {seconds} s",
+                where="trainer.process_timeout",
+                fix="read their messages, and check the network between the machines",
+            )
         missing = {i for i in missing if not store.check([f"{name}/joined/{i}"])}
         for other in missing:
             if store.check([f"hello/{other}"]):

@@ -7,6 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+import torch.distributed as dist
 from composing import compose_config
 from distributed_child import environment
 from omegaconf import OmegaConf
@@ -16,7 +17,11 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.distributed import processes as distributed
 from kinopoisk_ft.training.distributed import strategy
-from kinopoisk_ft.training.distributed.processes import join_processes
+from kinopoisk_ft.training.distributed.processes import (
+    SingleRankError,
+    explain_lost_connection,
+    join_processes,
+)
 from kinopoisk_ft.training.distributed.strategy import check_strategy
 from kinopoisk_ft.training.memory import explain_out_of_memory
 
@@ -83,7 +88,7 @@ def test_who_fails_alone_does_not_wait_for_the_others(
     store = MagicMock()
     for key, value in environment(1, 2, 1).items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store, 1, 2)]))
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
     monkeypatch.setattr(distributed, "_open_fresh_store", lambda *_: store)
     monkeypatch.setattr(distributed, "dist", MagicMock())
     monkeypatch.setattr("kinopoisk_ft.training.memory.world_size", lambda: 2)
@@ -91,3 +96,25 @@ def test_who_fails_alone_does_not_wait_for_the_others(
     with pytest.raises(expected), join_processes("ddp", "cpu"), explain_out_of_memory("training"):
         raise error
     assert store.wait.called == waits
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(RuntimeError("[/w/gloo/pair.cc:547] Read error [10.0.0.2]:1: Connection reset by peer. "
+                   "This is typically caused by a remote worker."),
+      r"is lost: Read error \[10.0.0.2\]:1: Connection reset by peer\n  to do: .*same command"),
+     (dist.DistNetworkError("The client socket has timed out"), "is lost: The client socket has")],
+)  # fmt: skip
+def test_a_lost_connection_is_explained(error: RuntimeError, message: str) -> None:
+    with pytest.raises(SingleRankError, match=message), explain_lost_connection():
+        raise error
+
+
+def test_other_errors_are_not_taken_for_a_lost_connection() -> None:
+    with pytest.raises(RuntimeError, match="a fault"), explain_lost_connection():
+        raise RuntimeError("a fault")
+
+
+def test_processes_that_do_not_start_are_not_awaited_forever() -> None:
+    with pytest.raises(SingleRankError, match="2 of 3 processes did not start within 1 s"):
+        distributed._open_fresh_store(dist.HashStore(), 0, 3, 1)

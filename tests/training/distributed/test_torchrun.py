@@ -8,40 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import tiny
-from distributed_child import SETTINGS, command_member
-from mlflow import MlflowClient
-from networks import model_overrides
+from distributed_child import command_member
 from places import HELPERS
-from training_processes import FSDP, NO_DROPOUT, started
+from training_processes import FSDP, command_line, losses, only_run, started
 
 from kinopoisk_ft.serving.predictor import Predictor
-
-
-def command_line(here: Path) -> list[str]:
-    """Write reviews; return the arguments of a run that reads them."""
-    texts, labels = tiny.reviews(60)
-    frame = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
-    frame.to_json(here / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
-    return [
-        "data=file", f"data.path={here / 'reviews.jsonl'}", "data.text_column=text",
-        "data.label_column=mark", "data.max_length=32", "tracking.log_model=false", *SETTINGS,
-        *model_overrides("bert_scratch"), *NO_DROPOUT, f"output_dir={here / 'run'}",
-        f"tracking.uri=sqlite:///{here / 'mlflow.db'}",
-    ]  # fmt: skip
-
-
-def only_run(here: Path) -> Any:
-    """Return the one run in the store."""
-    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("kinopoisk_ft").experiment_id])
-    return run
 
 
 @pytest.mark.slow
@@ -74,21 +51,6 @@ def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, cwd=here, env={**os.environ, **own}, stdout=output, stderr=output
         )
-
-
-def losses(here: Path) -> dict[tuple[str, int], float]:
-    """Return the loss of each step of the finished run; none may occur twice."""
-    run = only_run(here)
-    assert run.info.status == "FINISHED"
-    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
-    found = [
-        metric
-        for key in ("train/loss", "val/loss", "test/loss")
-        for metric in client.get_metric_history(run.info.run_id, key)
-    ]
-    values = {(metric.key, metric.step): metric.value for metric in found}
-    assert len(values) == len(found)
-    return values
 
 
 CHILD = str(HELPERS / "distributed_child.py")
