@@ -63,24 +63,37 @@ class PoolLauncher(EngineLauncher):
     engine = "kinopoisk_ft.sweeps.joblib_jobs"
 
 
-class PoolConfig(SearchPathPlugin):
-    """A plugin that replaces the config of Hydra's joblib launcher with one for `PoolLauncher`.
+class SlurmLauncher(EngineLauncher):
+    """A launcher that submits the jobs to Slurm, with the options of Hydra's `submitit_slurm`."""
+
+    engine = "kinopoisk_ft.sweeps.slurm_jobs"
+
+
+class LauncherConfigs(SearchPathPlugin):
+    """A plugin that replaces configs of Hydra's launchers with configs for the launchers above.
 
     Of two configs with the same name, Hydra uses the one that was stored last. It imports plugins
     in no fixed order, but calls `manipulate_search_path` after all imports.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Store the config, and leave the search path unchanged."""
-        # The launcher is an optional package (extra `parallel`).
-        if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-            return
-        from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+        """Store the configs, and leave the search path unchanged."""
+        # The launchers are optional packages (extras `parallel` and `slurm`).
+        if find_spec("hydra_plugins.hydra_joblib_launcher") is not None:
+            from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 
-        node = JobLibLauncherConf(_target_="hydra_plugins.kinopoisk_ft.PoolLauncher")
-        ConfigStore.instance().store(
-            group="hydra/launcher", name="joblib", node=node, provider="kinopoisk_ft"
-        )
+            _store("joblib", JobLibLauncherConf(_target_="hydra_plugins.kinopoisk_ft.PoolLauncher"))
+        if find_spec("hydra_plugins.hydra_submitit_launcher") is not None:
+            from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+            own = "hydra_plugins.kinopoisk_ft.SlurmLauncher"
+            _store("submitit_slurm", SlurmQueueConf(_target_=own))
+
+
+def _store(name: str, node: Any) -> None:
+    ConfigStore.instance().store(
+        group="hydra/launcher", name=name, node=node, provider="kinopoisk_ft"
+    )
 
 
 class RayLauncher(EngineLauncher):
@@ -102,6 +115,4 @@ class RayConfig:
 
 # Without Ray, this name is unknown to Hydra, and the command line reports which extra is missing.
 if find_spec("ray") is not None:
-    ConfigStore.instance().store(
-        group="hydra/launcher", name="ray_base", node=RayConfig, provider="kinopoisk_ft"
-    )
+    _store("ray_base", RayConfig)

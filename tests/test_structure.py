@@ -170,6 +170,7 @@ LATE_IMPORTS = {
     "search.sweeper": "Hydra imports plugins at every start",
     "sweeps.preview": "an internal module of Hydra",
     "sweeps.joblib_jobs": "joblib's launcher is an extra",
+    "sweeps.slurm_jobs": "submitit is an extra",
     "tasks.finetune": "TF-IDF needs neither PEFT nor transformers",
     "tasks.record": "matplotlib",
     "tracking.offline": "system metrics need MLflow, and few offline runs record them",

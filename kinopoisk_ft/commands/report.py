@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
     # Libraries read the location of their cache folders on import, so this call comes first.
     prepare_caches()
-    # Otherwise MLflow prints a progress bar for each small file, between the lines of the table.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    _hide_progress_bars()
     # MLflow's default of 7 retries takes minutes if no server answers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
@@ -123,11 +122,17 @@ def _add_dashes(args: list[str]) -> list[str]:
     return dashed
 
 
+def _hide_progress_bars() -> None:
+    # Otherwise MLflow prints a progress bar for each small file, between the lines of the table.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
 def summarize_sweep(uri: str, parent: str) -> str:
     """Return a summary of the runs of a sweep, and the commands that show more.
 
     The MLflow UI shows the summary, too.
     """
+    _hide_progress_bars()
     from mlflow.exceptions import MlflowException
 
     from kinopoisk_ft.reporting.document import build

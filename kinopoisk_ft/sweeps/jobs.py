@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,10 +16,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from filelock import Timeout
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 
 from kinopoisk_ft.config.prepared import Job, Prepared
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.config.validate import OUTPUT_KEYS
+from kinopoisk_ft.errors import RunError, UserError
 from kinopoisk_ft.files import make_lock, write_atomically
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
@@ -154,6 +157,19 @@ def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
         log.info("%s", result.warning)
         print(f"  {result.warning.partition('. ')[0]}.", flush=True)
     return result.objective
+
+
+def record_lost(sweep_dir: Path, job: int, overrides: Sequence[str], message: str) -> JobReturn:
+    """Record a job whose process was lost, also before it started, and return a failed result."""
+    print(f"error: job {job} was lost: {message}", file=sys.stderr)
+    known = {outcome.job: outcome for outcome in read_outcomes(sweep_dir)}.get(job)
+    if known is None or known.status == "unfinished":
+        own = [o for o in overrides if not o.startswith(OUTPUT_KEYS)]
+        Outcome(job, "unfinished", own, message=message).write(sweep_dir)
+    lost = JobReturn(status=JobStatus.FAILED, overrides=overrides)
+    # Hydra's own sweeper raises this error when it reads the results.
+    lost.return_value = RunError()
+    return lost
 
 
 def _quiet_console() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,19 +14,13 @@ from typing import Any
 import ray
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import (
-    JobReturn,
-    JobStatus,
-    configure_log,
-    filter_overrides,
-    run_job,
-    setup_globals,
-)
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from ray.exceptions import RayError, RayTaskError
 
-from kinopoisk_ft.errors import RunError, UserError
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.sweeps.jobs import record_lost
 from kinopoisk_ft.training.signals import GRACE_SECONDS, StopSignals
 
 log = logging.getLogger(__name__)
@@ -100,9 +93,16 @@ def launch_jobs(
             for number, overrides in enumerate(job_overrides, first):
                 log.info("#%d: %s", number, " ".join(filter_overrides(overrides)))
                 pending.append(task.remote(shared, list(overrides), number))
-            return _wait_for_jobs(pending, signals)
+            found = _wait_for_jobs(pending, signals)
         finally:
             _cancel_jobs(pending)
+    folder = Path(str(context["config"].hydra.sweep.dir))
+    return [
+        record_lost(folder, number, overrides, str(result))
+        if isinstance(result, BaseException)
+        else result
+        for number, (result, overrides) in enumerate(zip(found, job_overrides, strict=True), first)
+    ]
 
 
 @contextmanager
@@ -139,8 +139,9 @@ def connect(address: str | None) -> Iterator[StopSignals]:
                 ray.shutdown()
 
 
-def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
-    found = []
+def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn | BaseException]:
+    """Return the result of each job, or the reason why there is none."""
+    found: list[JobReturn | BaseException] = []
     while pending:
         # If Stopped were raised inside Ray, it would become a plain KeyboardInterrupt.
         with signals.defer():
@@ -151,12 +152,7 @@ def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
         try:
             found.append(ray.get(pending[0]))
         except RayError as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            print(f"error: a job was lost: {cause}", file=sys.stderr)
-            lost = JobReturn(status=JobStatus.FAILED, overrides=[])
-            # Hydra's own sweeper raises this error when it reads the results.
-            lost.return_value = RunError()
-            found.append(lost)
+            found.append(error.cause if isinstance(error, RayTaskError) else error)
         pending.pop(0)
     return found
 

@@ -1,0 +1,123 @@
+"""Test how the launcher for Slurm waits for jobs; tests/cluster/test_slurm.py uses a real Slurm."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobStatus
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.sweeps import slurm_jobs
+from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost
+from kinopoisk_ft.training.signals import Stopped
+
+FOLDER = ".submitit"
+
+
+def make_job(folder: Path, number: str) -> Any:
+    place = folder / FOLDER / number
+    place.mkdir(parents=True)
+    paths = SimpleNamespace(result_pickle=place / "result.pkl", stdout=place / "log.out")
+    return SimpleNamespace(job_id=number, paths=paths)
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, *answers: Mapping[str, str] | Exception) -> None:
+    """Let `squeue` give these answers, of which the last one is repeated."""
+    left = [*answers]
+
+    def read_states() -> Mapping[str, str]:
+        found = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(slurm_jobs, "read_states", read_states)
+    monkeypatch.setattr(slurm_jobs, "POLL", 0)
+    monkeypatch.setattr(slurm_jobs, "POLL_STATES", 0)
+
+
+def test_a_job_that_ends_or_is_forgotten_without_a_result_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jobs = [make_job(tmp_path, number) for number in ("5_0", "5_1", "5_2")]
+    jobs[1].paths.result_pickle.touch()
+    answer(monkeypatch, {"5_0": "RUNNING", "5_1": "COMPLETED", "5_2": "RUNNING"}, {"5_0": "FAILED"})
+    log = jobs[0].paths.stdout
+    log.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=9.0", "utf-8")
+    assert slurm_jobs._wait_for_jobs(jobs) == {
+        "5_0": f"Slurm job 5_0 ran out of memory: raise hydra.launcher.mem_gb; log: {log}",
+        "5_2": f"Slurm job 5_2 ended as UNKNOWN; log: {jobs[2].paths.stdout}",
+    }
+
+
+def test_a_requeued_job_and_a_restarted_controller_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, "7")
+    error = UserError("squeue failed: connection refused")
+    answers = [{"7": "RUNNING"}, {"7": "NODE_FAIL"}, {"7": "PENDING"}, error, {"7": "RUNNING"}]
+    answer(monkeypatch, *answers, {"7": "COMPLETED"})
+    sleeps = []
+
+    def sleep(_: float) -> None:
+        sleeps.append(1)
+        if len(sleeps) == len(answers) + 1:
+            job.paths.result_pickle.touch()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert slurm_jobs._wait_for_jobs([job]) == {}
+
+
+def test_no_second_job_starts_in_the_folder_of_a_running_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/sbatch")
+    make_job(tmp_path, "5_0")
+    answer(monkeypatch, {"5_0": "CANCELLED", "6": "RUNNING"}, {"5_0": "PENDING"})
+    slurm_jobs._check_cluster(tmp_path / FOLDER)
+    with pytest.raises(UserError, match="still running or waiting: 5_0") as error:
+        slurm_jobs._check_cluster(tmp_path / FOLDER)
+    assert "scancel 5_0" in str(error.value)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(UserError, match="not part of a Slurm cluster"):
+        slurm_jobs._check_cluster(tmp_path)
+
+
+def test_states_are_read_from_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, code, "5_0|RUNNING\n7|PENDING\n", "no cluster")
+
+    code = 0
+    monkeypatch.setattr("subprocess.run", run)
+    assert slurm_jobs.read_states() == {"5_0": "RUNNING", "7": "PENDING"}
+    code = 1
+    with pytest.raises(UserError, match="squeue failed: no cluster"):
+        slurm_jobs.read_states()
+
+
+def test_a_stopped_job_ends_without_a_traceback() -> None:
+    def stopped(_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        slurm_jobs.ClusterTask(stopped)(None)
+    assert ended.value.code == 143
+
+
+def test_a_lost_job_is_in_the_table_even_if_it_never_started(tmp_path: Path) -> None:
+    Outcome(0, "unfinished", ["seed=0"]).write(tmp_path)
+    Outcome(1, "failed", ["seed=1"], message="a wrong path").write(tmp_path)
+    for job in range(3):
+        lost = record_lost(tmp_path, job, [f"seed={job}", "output_dir=out"], "CANCELLED")
+        assert lost.status == JobStatus.FAILED
+    assert read_outcomes(tmp_path) == [
+        Outcome(0, "unfinished", ["seed=0"], message="CANCELLED"),
+        Outcome(1, "failed", ["seed=1"], message="a wrong path"),
+        Outcome(2, "unfinished", ["seed=2"], message="CANCELLED"),
+    ]
