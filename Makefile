@@ -32,7 +32,7 @@ SEED ?= 1
 DEVICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench chaos gpu-check ui tracking-server report notebooks docs schema clean
+.PHONY: help setup setup-all demo test test-all test-cluster test-lowest lint types audit bench chaos gpu-check ui tracking-server report notebooks docs schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -73,6 +73,10 @@ test: $(STAMP) ## quick tests
 
 test-all: $(STAMP).all ## all tests, including the slow ones
 	$(PYTEST) -m 'not cluster'
+
+# Without xdist: a cluster has as many nodes as the machine has cores.
+test-cluster: $(STAMP).all ## sweeps on a real Slurm cluster on this machine; needs root, slurmctld, slurmd and munge
+	$(TEST_ENV) $(BIN)/python -m pytest -m cluster -rs -v tests/cluster
 
 # Torch comes first and from pip, which PIP_FLAGS can point to a CPU build. `uv` then keeps it.
 test-lowest: ## quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest

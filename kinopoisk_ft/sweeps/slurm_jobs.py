@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,8 +34,14 @@ POLL, POLL_STATES = 1.0, 15.0
 # States of jobs that have ended. Slurm forgets a job some minutes later.
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
          "BOOT_FAIL", "DEADLINE", "REVOKED", "UNKNOWN"}  # fmt: skip
-# Messages of Slurm in the log of a job. Without cgroups, the state of such a job is only FAILED.
-OUT_OF_MEMORY = re.compile(r"exceeded (job|step) memory limit|oom.kill", re.IGNORECASE)
+# Why a job ended, by its state or by messages of Slurm and submitit in its log. Without cgroups,
+# the state of a job that exceeds its memory is only FAILED.
+REASONS = {
+    r"OUT_OF_MEMORY|[Ee]xceeded (job|step) memory limit|oom.kill":
+        "ran out of memory: raise hydra.launcher.mem_gb",
+    "timed-out too many times":
+        "reached its time limit too often: raise hydra.launcher.max_num_timeout",
+}  # fmt: skip
 # Options of submitit itself; all others are parameters of sbatch.
 EXECUTOR_OPTIONS = {"submitit_folder", "max_num_timeout"}
 
@@ -82,15 +89,26 @@ def launch_jobs(
 
 
 class ClusterTask:
-    """A task whose process ends without a traceback after a stop signal, such as by `scancel`."""
+    """A task whose process ends without a traceback after a stop signal.
+
+    submitit requeues a job inside its signal handler, and raises an exception there if the job has
+    been requeued too often. During an import, for example, this would look like another error.
+    Therefore, the handler is called only after the task has ended.
+    """
 
     def __init__(self, task: TaskFunction) -> None:
         self.task = task
 
     def __call__(self, config: Any) -> Any:
+        from submitit.core.utils import UncompletedJobError
+
         try:
-            return self.task(config)
+            with StopSignals():
+                return self.task(config)
         except Stopped as stop:
+            # submitit has written the error into the log.
+            with suppress(UncompletedJobError):
+                signal.raise_signal(stop.number)
             sys.exit(stop.exit_code)
 
 
@@ -198,9 +216,8 @@ def _find_ended(jobs: Collection[str]) -> dict[str, str]:
 
 def _describe_end(job: str, state: str, log_file: Path) -> str:
     lines = log_file.read_text("utf-8", "replace") if log_file.exists() else ""
-    if state == "OUT_OF_MEMORY" or OUT_OF_MEMORY.search(lines):
-        return f"Slurm job {job} ran out of memory: raise hydra.launcher.mem_gb; log: {log_file}"
-    return f"Slurm job {job} ended as {state}; log: {log_file}"
+    found = (text for pattern, text in REASONS.items() if re.search(pattern, state + lines))
+    return f"Slurm job {job} {next(found, f'ended as {state}')}; log: {log_file}"
 
 
 def read_states() -> dict[str, str]:

@@ -11,6 +11,7 @@ import tiny
 from mlflow import MlflowClient
 
 from kinopoisk_ft.commands import report
+from kinopoisk_ft.reporting.runs import collect
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
 SMALL = [
@@ -18,6 +19,7 @@ SMALL = [
     "model.max_positions=64", "data.max_length=32", "trainer.precision=fp32", "trainer.device=cpu",
     "trainer.log_every=1",
 ]  # fmt: skip
+LONG = ["trainer.budget=steps:300", "trainer.batch_size=8", "trainer.checkpoint_every=5"]
 
 
 def write_reviews(folder: Path, count: int = 80) -> None:
@@ -58,3 +60,23 @@ def environment(place: Path) -> dict[str, str]:
     """Return this process's variables without limits on threads, and with a separate cache."""
     kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     return {**kept, "KINOPOISK_FT_CACHE": str(place / "cache")}
+
+
+def statuses(place: Path) -> list[str]:
+    """Return the status of the newest sweep's parent, followed by those of its runs."""
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return [status, *(run.info.status for run in runs)]
+
+
+def assert_one_whole_run(place: Path) -> None:
+    """Check that the stopped and resumed run recorded each step once, in one run."""
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    assert status == "FINISHED"
+    (run,) = collect(client, "kinopoisk_ft", parent).runs
+    steps = [m.step for m in client.get_metric_history(run.run_id, "train/loss")]
+    assert sorted(steps) == list(range(1, 301))
+    assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()

@@ -16,12 +16,24 @@ from pathlib import Path
 import joblib
 import psutil
 import pytest
+from hydra.core.utils import JobStatus
 from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
-from sweeping import DATA, SMALL, environment, newest_parent, write_reviews
+from omegaconf import OmegaConf
+from sweeping import (
+    DATA,
+    LONG,
+    SMALL,
+    assert_one_whole_run,
+    environment,
+    newest_parent,
+    statuses,
+    write_reviews,
+)
 
 from kinopoisk_ft.config import help
 from kinopoisk_ft.reporting.runs import collect
+from kinopoisk_ft.sweeps.jobs import read_outcomes
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 
 NEEDS = {
@@ -79,9 +91,6 @@ def test_parallel_jobs_lose_nothing(tmp_path: Path, launcher: str) -> None:
         assert written["torch_threads"] == threads.get(launcher, joblib.cpu_count())
 
 
-LONG = ["trainer.budget=steps:300", "trainer.batch_size=8", "trainer.checkpoint_every=5"]
-
-
 def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
     while not found():
         assert process.poll() is None, process.communicate()
@@ -91,26 +100,6 @@ def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> Non
 def checkpoint(place: Path) -> bool:
     """Return whether the first job has written a checkpoint."""
     return any((place / "out/0/checkpoints").glob("checkpoint-*/manifest.json"))
-
-
-def statuses(place: Path) -> list[str]:
-    """Return the status of the newest sweep's parent, followed by those of its runs."""
-    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-    parent, status = newest_parent(client, "kinopoisk_ft")
-    experiment = client.get_run(parent).info.experiment_id
-    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    return [status, *(run.info.status for run in runs)]
-
-
-def assert_one_whole_run(place: Path) -> None:
-    """Check that the stopped and resumed run recorded each step once, in one run."""
-    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-    parent, status = newest_parent(client, "kinopoisk_ft")
-    assert status == "FINISHED"
-    (run,) = collect(client, "kinopoisk_ft", parent).runs
-    steps = [m.step for m in client.get_metric_history(run.run_id, "train/loss")]
-    assert sorted(steps) == list(range(1, 301))
-    assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()
 
 
 @pytest.mark.slow
@@ -142,6 +131,28 @@ def test_a_job_that_ray_loses_resumes_in_another_process(tmp_path: Path) -> None
     assert sweep.returncode == 0, err
     assert "jobs: 1 done, 0 skipped, 0 failed\n" in out
     assert_one_whole_run(tmp_path)
+
+
+def die(*_: object) -> None:
+    os._exit(1)
+
+
+@pytest.mark.slow
+@needs("ray")
+def test_a_job_that_ray_gives_up_is_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from kinopoisk_ft.sweeps import ray_jobs
+
+    monkeypatch.setattr(ray_jobs, "job", die)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    context = {"hydra_context": None, "task_function": None, "config": config}
+    options = {"address": None, "num_cpus": 1, "num_gpus": 0, "max_retries": 0}
+    (lost,) = ray_jobs.launch_jobs(context, options, [["seed=1"]], 0)
+    assert lost.status == JobStatus.FAILED
+    (outcome,) = read_outcomes(tmp_path)
+    assert (outcome.status, outcome.overrides) == ("unfinished", ["seed=1"])
+    assert "died" in outcome.message
 
 
 @pytest.mark.slow

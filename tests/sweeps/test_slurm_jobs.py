@@ -15,7 +15,6 @@ from hydra.core.utils import JobStatus
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.sweeps import slurm_jobs
 from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost
-from kinopoisk_ft.training.signals import Stopped
 
 FOLDER = ".submitit"
 
@@ -101,13 +100,28 @@ def test_states_are_read_from_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
         slurm_jobs.read_states()
 
 
-def test_a_stopped_job_ends_without_a_traceback() -> None:
-    def stopped(_: object) -> None:
-        raise Stopped(signal.SIGTERM)
+def test_submitit_gets_a_signal_after_the_task_has_ended() -> None:
+    utils = pytest.importorskip("submitit.core.utils")
 
-    with pytest.raises(SystemExit) as ended:
-        slurm_jobs.ClusterTask(stopped)(None)
-    assert ended.value.code == 143
+    def task(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR2)
+        finally:
+            calls.append("ended")
+
+    def requeue(*_: object) -> None:
+        calls.append("requeued")
+        raise utils.UncompletedJobError("timed-out too many times")
+
+    calls: list[str] = []
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            slurm_jobs.ClusterTask(task)(None)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert exit.value.code == 143
+    assert calls == ["ended", "requeued"]
 
 
 def test_a_lost_job_is_in_the_table_even_if_it_never_started(tmp_path: Path) -> None:
