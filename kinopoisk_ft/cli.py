@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from kinopoisk_ft.config.help import (
     build_overview,
     check_commas,
     explain_error,
+    find_config_dirs,
     is_composition_error,
 )
 from kinopoisk_ft.console import handle_errors, prepare_output
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] == "train":
         args = args[1:]
     if {"--help", "-h"} & set(args):
-        print(build_help(_find_config_dirs(args)))
+        print(build_help(find_config_dirs(args)))
         return 0
     prepare_caches()
     # With this variable, Hydra raises its errors instead of printing them, so we can explain them.
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _launch(launch: Callable[[], None], args: list[str]) -> int:
     from hydra.errors import HydraException
+    from yaml import YAMLError
 
     try:
         check_commas(args)
@@ -128,7 +129,7 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, YAMLError) as error:
         print(f"error: {explain_error(error, args)}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -230,9 +231,3 @@ def _write_traceback(out_dir: Path) -> Path:
     with suppress(OSError), file.open("a", encoding="utf-8") as stream:
         stream.write(traceback.format_exc())
     return file
-
-
-def _find_config_dirs(args: list[str]) -> list[Path]:
-    # Both forms are valid: `--config-dir path` and `--config-dir=path`.
-    pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
-    return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

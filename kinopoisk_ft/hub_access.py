@@ -26,7 +26,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from safetensors import SafetensorError
 
 from kinopoisk_ft.errors import UserError
 
@@ -215,14 +214,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether transformers raised `error` because files are missing or unusable."""
-    # In these cases transformers raises a bare OSError without errno.
-    if type(error) is OSError and error.errno is None:
-        return True
+    """Return whether transformers raised `error` because files are missing or unusable.
+
+    If a file has other contents than expected, any exception may be raised, for example an
+    AttributeError if a list replaces a string.
+    """
+    # If files are missing, transformers raises a bare OSError without errno.
+    if isinstance(error, (OSError, MemoryError, UserError)):
+        return type(error) is OSError and error.errno is None
     frames = traceback.walk_tb(error.__traceback__)
-    inside = any(f.f_globals.get("__name__", "").startswith("transformers.") for f, _ in frames)
-    # The Rust libraries that transformers calls raise a bare Exception or a SafetensorError.
-    return inside and (isinstance(error, (ValueError, SafetensorError)) or type(error) is Exception)
+    return any(f.f_globals.get("__name__", "").startswith("transformers.") for f, _ in frames)
 
 
 def _is_http(error: BaseException) -> bool:

@@ -34,7 +34,8 @@ def list_options(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _read_description(file: Path) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # A user's own file that is not UTF-8 is refused when it is used; until then, it is only listed.
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("#") and not line.startswith(_MACHINE_COMMENTS):
             return line.lstrip("# ")
     return ""

@@ -7,11 +7,12 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.config.groups import get_conf_dir, list_options
-from kinopoisk_ft.errors import UserError, install_extra, suggest_name
+from kinopoisk_ft.errors import UserError, first_line, install_extra, suggest_name
 
 USAGE = """\
 Fine-tune a text classifier, and record everything that a fair comparison needs.
@@ -108,8 +109,11 @@ def explain_error(error: Exception, args: list[str]) -> str:
     """Return a message that explains an error of Hydra and suggests a correction."""
     # Hydra is imported only in functions, so that `--help` starts without it.
     from hydra.errors import MissingConfigException, OverrideParseException
+    from yaml import YAMLError
 
     text = str(error)
+    if isinstance(error, YAMLError | UnicodeDecodeError):
+        return str(_explain_file(error, args))
     if isinstance(error, OverrideParseException):
         return str(_explain_syntax_error(error.override, args))
     # Hydra raises the same class for other errors, so only the text identifies this error.
@@ -132,6 +136,25 @@ def explain_error(error: Exception, args: list[str]) -> str:
             return "an override needs a name before its '=': write group.key=value, see --help"
         return f"there is no option '{key}': {suggest_key(key, _list_keys(args, key))}"
     return text.strip()
+
+
+def find_config_dirs(args: list[str]) -> list[Path]:
+    """Return the folders that the user names with --config-dir."""
+    pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
+    return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
+
+
+def _explain_file(error: Exception, args: list[str]) -> UserError:
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        where = f"{mark.name}:{mark.line + 1}"
+        what = f"malformed YAML: {getattr(error, 'problem', '')}"
+        return UserError(what, where=where, fix="correct the file")
+    return UserError(
+        f"a config file cannot be read: {first_line(error)}",
+        where=getattr(error, "name", None) or ", ".join(map(str, find_config_dirs(args))),
+        fix="save the file as UTF-8, without control characters",
+    )
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:

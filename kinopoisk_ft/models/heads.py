@@ -69,10 +69,12 @@ class HuggingFaceLayout(EncoderLayout):
         Pickled weights are accepted only for the base model of an adapter.
         """
         options = {"use_safetensors": True} if trained else {}
-        module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+        module, info = AutoModelForSequenceClassification.from_pretrained(
             source, config=self.config(source, card), revision=card.revision,
-            dtype=DTYPES[card.dtype], trust_remote_code=False, **options,
+            dtype=DTYPES[card.dtype], trust_remote_code=False, output_loading_info=True, **options,
         )  # fmt: skip
+        if trained:
+            check_complete(info["missing_keys"])
         if card.dtype == "bf16":
             store_in_bf16(module)
         return module
@@ -122,9 +124,13 @@ class PooledLayout(EncoderLayout):
             check_contents(Path(source))
         options = {"use_safetensors": True} if trained else {}
         config = self.config(source, card)
-        encoder, _ = load_encoder(source, config, card.dtype, revision=card.revision, **options)
+        encoder, missing = load_encoder(
+            source, config, card.dtype, revision=card.revision, **options
+        )
         # transformers adds a randomly initialized pooler, which our head does not use.
         encoder.pooler = None
+        if trained:
+            check_complete(missing & encoder.state_dict().keys())
         # This subclass has `save_pretrained`, for example to save the model with a merged adapter.
         module = PooledForSequenceClassification(make_config(encoder, card), encoder)
         if trained:
@@ -136,6 +142,12 @@ class PooledLayout(EncoderLayout):
             # `weights[name]` raises KeyError for a missing weight; `strict=False` would ignore it.
             module.load_state_dict({name: weights[name] for name in names}, strict=False)
         return module
+
+
+def check_complete(missing: Iterable[str]) -> None:
+    """Raise ValueError if a saved model lacks weights, which transformers would draw at random."""
+    if names := sorted(missing):
+        raise ValueError(f"{len(names)} weights are missing, for example {names[0]}")
 
 
 def make_config(encoder: Any, card: Any, windows: Windows | None = None) -> PooledConfig:

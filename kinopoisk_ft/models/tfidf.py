@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import ConfigDict, PositiveInt, TypeAdapter
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.models.network import ModelRecipe
+from kinopoisk_ft.models.untrusted import explain_load_errors
 
 # `kind` in the card of a model folder.
 KIND: Literal["tfidf"] = "tfidf"
@@ -119,14 +121,20 @@ class Tfidf(ModelRecipe):
 
     @classmethod
     def load(cls, folder: Path) -> Tfidf:
-        """Load an estimator that was saved with `save`."""
-        settings = json.loads((folder / "tfidf.json").read_text("utf-8"))
-        arrays = load_file(folder / "tfidf.safetensors")
-        model = cls(**{key: settings[key] for key in SETTINGS})
-        model.num_classes = settings["num_classes"]
-        # With a vocabulary and idf weights, TfidfVectorizer can transform texts without a fit.
-        model.vectorizer = model._build_vectorizer(settings["vocabulary"])
-        model.vectorizer.idf_ = arrays["idf"]
+        """Load an estimator that was saved with `save`.
+
+        Raises:
+            UserError: the files are missing or damaged, or do not fit each other.
+        """
+        with explain_load_errors(folder):
+            saved = TypeAdapter(Saved).validate_json((folder / "tfidf.json").read_bytes())
+            arrays = load_file(folder / "tfidf.safetensors")
+            _check_arrays(arrays, len(saved.vocabulary), saved.num_classes)
+            model = cls(**{key: getattr(saved, key) for key in SETTINGS})
+            model.num_classes = saved.num_classes
+            # With a vocabulary and idf weights, TfidfVectorizer can transform texts without a fit.
+            model.vectorizer = model._build_vectorizer(saved.vocabulary)
+            model.vectorizer.idf_ = arrays["idf"]
         # scikit-learn treats an estimator with these attributes as fitted.
         model.regression.coef_, model.regression.intercept_ = arrays["coef"], arrays["intercept"]
         model.regression.classes_ = arrays["classes"]
@@ -141,6 +149,49 @@ class Tfidf(ModelRecipe):
         )
 
 
+@dataclass(frozen=True)
+class Saved:
+    """The contents of tfidf.json: the options of `Tfidf`, and what it has learned.
+
+    Args:
+        vocabulary: {n-gram: its position in the arrays}.
+    """
+
+    # A model folder may come from somebody else, so only these types are valid.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    ngrams: PositiveInt
+    min_df: PositiveInt
+    sublinear_tf: bool
+    C: float
+    class_weight: Literal["balanced"] | None
+    num_classes: PositiveInt
+    vocabulary: dict[str, int]
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], words: int, num_classes: int) -> None:
+    """Raise ValueError if the arrays do not fit the vocabulary, the classes or each other."""
+    classes = arrays["classes"]
+    # scikit-learn stores only the difference of two classes.
+    rows = len(classes) if len(classes) > 2 else 1
+    shapes = {"idf": (words,), "coef": (rows, words), "intercept": (rows,)}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} must have the shape {shape} and contain finite numbers")
+    if len(classes) < 2 or not all(0 <= number < num_classes for number in classes.tolist()):
+        raise ValueError(f"classes must be at least two of the numbers 0 to {num_classes - 1}")
+
+
 def load_estimator(folder: Path, card: Card) -> Tfidf | None:
-    """Load the estimator of a model folder; return None if the folder contains a network."""
-    return Tfidf.load(folder) if card.kind == KIND else None
+    """Load the estimator of a model folder; return None if the folder contains a network.
+
+    Raises:
+        UserError: the files are damaged, or do not fit the card.
+    """
+    if card.kind != KIND:
+        return None
+    model = Tfidf.load(folder)
+    with explain_load_errors(folder):
+        if model.num_classes != len(card.class_names):
+            raise ValueError(f"{model.num_classes} classes, but {len(card.class_names)} names")
+    return model

@@ -10,12 +10,11 @@ folder is never run. This module checks two other risks:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-
-from safetensors import SafetensorError
 
 from kinopoisk_ft.errors import UserError
 
@@ -36,10 +35,12 @@ def check_contents(folder: Path) -> None:
     allowed = (home, home.parent.parent / "blobs")
     # Subfolders such as `encoder` are checked when the model in them is loaded.
     for file in folder.iterdir():
-        outside = not any(file.resolve().is_relative_to(place) for place in allowed)
+        # Unlike `Path.resolve`, this accepts a symlink to itself. Reading it fails later.
+        target = Path(os.path.realpath(file))
+        outside = not any(target.is_relative_to(place) for place in allowed)
         if outside and file.suffix != ".safetensors":
             raise UserError(
-                f"'{file.name}' is a symlink to a path outside the model folder, {file.resolve()}",
+                f"'{file.name}' is a symlink to a path outside the model folder, {target}",
                 where=str(folder),
                 fix="if you trust this file, replace the symlink with a copy of the file",
             )
@@ -122,10 +123,15 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def explain_load_errors(place: Path) -> Iterator[None]:
-    """Convert errors caused by damaged or mismatched model files to UserError."""
+    """Convert errors caused by damaged or mismatched model files to UserError.
+
+    Libraries raise all kinds of exceptions if a config or the weights are not what they expect.
+    """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         # The message of `load_state_dict` lists every missing weight, so keep only its start.
         reason = " ".join(str(error).split())[:200]
         raise UserError(

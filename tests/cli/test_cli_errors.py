@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import parsed_configs
 import pytest
 from command_line import BERT, DATA, run
 from command_line import _here as _here
 from command_line import place as place
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from quick import quick
 
 
@@ -103,3 +105,32 @@ def test_typo_in_an_experiment_file(place: Path, capsys: pytest.CaptureFixture[s
     error = capsys.readouterr().err
     assert "unknown option 'trainer.epoch': did you mean 'epochs'?" in error
     assert "experiment 'mine'" in error
+
+
+BROKEN = {
+    b"trainer: {a\n": "malformed YAML: expected ',' or '}', but got '<stream end>'",
+    b"\ttrainer: 1\n": "malformed YAML: found character '\\t' that cannot start any token",
+    b"# \xec\xeb\xe9\n": "a config file cannot be read: 'utf-8' codec",
+    b"a: \x00\n": "a config file cannot be read: unacceptable character",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_config_file_that_is_no_yaml(
+    content: bytes,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The tests' own function for parsing hides the name of the file.
+    monkeypatch.setattr(OmegaConf, "load", staticmethod(parsed_configs.load))
+    folder = place / "broken" / "experiment"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.yaml").write_bytes(content)
+    assert run("model=tfidf", "+experiment=mine", "--config-dir", "broken") == 2
+    error = capsys.readouterr().err
+    assert BROKEN[content] in error
+    assert "broken" in error.partition("where: ")[2]
+    assert "to do: " in error
+    # The help lists such a file, too.
+    assert run("--config-dir", "broken", "--help") == 0

@@ -16,6 +16,7 @@ import torch
 from networks import ADAPTERS, KINDS, NAMES, make
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from quick import quick
+from safetensors.torch import load_file, save_file
 from saved_networks import TEXTS, run_fork, save, train_a_little
 from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
 
@@ -24,6 +25,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import read_card
 from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.serving.predictor import Predictor
 
 MAMBA_TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
 
@@ -199,6 +201,17 @@ def test_tfidf_saves_and_loads(tmp_path: Path) -> None:
     again = Tfidf.load(tmp_path)
     np.testing.assert_array_equal(model.predict_proba(TEXTS), again.predict_proba(TEXTS))
     assert again.parameters == model.parameters == len(model.vectorizer.vocabulary_) + 1
+
+
+@pytest.mark.parametrize("kind", ["bert", "pooled"])
+def test_weights_that_are_missing_are_not_drawn_at_random(kind: str, tmp_path: Path) -> None:
+    save(kind, "none", tmp_path)
+    file = tmp_path / ("encoder" if kind == "pooled" else ".") / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    save_file({key: tensors[key] for key in tensors if key != name}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing, for example .*query\.weight"):
+        Predictor(tmp_path, "cpu")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

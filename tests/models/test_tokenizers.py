@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hostile import change
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DebertaV2Config, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
@@ -45,6 +46,36 @@ def test_no_pad_token(tmp_path: Path) -> None:
     assert tokenizer.pad_token_id == 1
     # The name of the padding token in a review is text, so the last token is not padding.
     assert encode_ids(["да </s>"], tokenizer, Preprocessing(8))[0][-1] != 1
+
+
+# Changes of a tokenizer's JSON for which transformers raises other exceptions than ValueError.
+ODD = {
+    "a missing part": ("tokenizer.json", {"added_tokens": None}),
+    "a part of another type": ("tokenizer.json", {"added_tokens": [None]}),
+    "a class that is no name": ("tokenizer_config.json", {"tokenizer_class": {}}),
+    "a token that is a number": ("tokenizer_config.json", {"mask_token": 0.5}),
+    "the name of a method": ("tokenizer_config.json", {"encode": 1}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_files_with_other_contents_are_refused(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path, models.WordPiece({"[UNK]": 0, "а": 1}, unk_token="[UNK]"),
+                  pad_token="[UNK]")  # fmt: skip
+    file, values = ODD[name]
+    change(tmp_path / file, **values)
+    with pytest.raises(UserError, match=r"tokenizer '.*' cannot be loaded") as raised:
+        load_tokenizer(folder)
+    assert raised.value.fix
+
+
+def test_a_symlink_to_itself_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, models.WordPiece({"[UNK]": 0, "а": 1}, unk_token="[UNK]"),
+                  pad_token="[UNK]")  # fmt: skip
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(UserError):
+        load_tokenizer(folder)
 
 
 def test_no_text_to_train_on() -> None:
