@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,11 @@ import torch
 from distributed_child import command_member
 from hosts import Host, join_hosts, wait_until
 from safetensors.torch import load_file
+from server_host import serve_mlflow
 from training_processes import command_line, losses, only_run, started
+
+from kinopoisk_ft.tracking.event_log import find_logs
+from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 pytestmark = pytest.mark.cluster
 
@@ -22,8 +28,10 @@ LONG = ["trainer.epochs=10", "trainer.eval_every=20", "trainer.checkpoint_every=
         "trainer.lr=0.001"]  # fmt: skip
 # Seconds until a run ends whose other host is gone.
 TIMEOUT = 20
+# Seconds for which the MLflow server cannot be reached.
+OUTAGE = 20
 # Seconds to wait for the start or the end of a run on a busy machine.
-PATIENCE = 300
+PATIENCE = 900
 
 
 @pytest.fixture
@@ -108,3 +116,58 @@ def test_a_host_that_died_joins_again(
     second = start(hosts[1], hosts, tmp_path, 3)
     check_end([first, second], tmp_path, undisturbed)
     assert "resumed after step" in (tmp_path / "run" / "run.log").read_text()
+
+
+def read_progress(here: Path) -> tuple[int, int]:
+    """Return how many events of a run are recorded, and how many the store has."""
+    logs = find_logs(here / "run")
+    return (logs[0].seq, logs[0].state.seq) if logs else (0, 0)
+
+
+@pytest.mark.skipif(
+    find_spec("psycopg") is None or shutil.which("initdb") is None,
+    reason="needs PostgreSQL's initdb and the extra 'postgresql'",
+)
+def test_a_server_that_fails_gets_each_metric_once(hosts: list[Host], tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    outputs = [host.output(tmp_path) for host in hosts]
+    with serve_mlflow(hosts[1], tmp_path) as server:
+        run = hosts[0].start(
+            tmp_path, sys.executable, "-m", "slow_steps", *command_line(tmp_path),
+            "trainer.epochs=150", "trainer.eval_every=200", "trainer.checkpoint_every=100",
+            f"tracking.uri={server.uri}", more={"MLFLOW_HTTP_REQUEST_TIMEOUT": "10"},
+        )  # fmt: skip
+
+        def wait_for_delivery() -> None:
+            """Wait until the store has all events that are recorded now."""
+            recorded, _ = read_progress(tmp_path)
+            wait_until(lambda: read_progress(tmp_path)[1] >= recorded, PATIENCE, *outputs)
+
+        wait_until(lambda: read_progress(tmp_path)[1] > 20, PATIENCE, *outputs)
+        hosts[1].plug(False)
+        time.sleep(OUTAGE)
+        hosts[1].plug(True)
+        wait_for_delivery()
+        server.stop_mlflow()
+        server.start_mlflow()
+        wait_for_delivery()
+        server.stop_database()
+        time.sleep(OUTAGE / 2)
+        server.start_database()
+        wait_for_delivery()
+        (tmp_path / "hold").unlink()
+        assert run.wait(PATIENCE) == 0
+        # On a slow machine, the run ends before the server has everything.
+        sync = hosts[0].start(tmp_path, sys.executable, "-m", "kinopoisk_ft", "sync", "run")
+        assert sync.wait(PATIENCE) == 0
+        found = server.query("SELECT key, step, value FROM metrics")
+        status = server.query("SELECT status FROM runs")
+    (log,) = find_logs(tmp_path / "run")
+    expected = [
+        (to_mlflow(key), event["step"], value)
+        for event in log.events if event["verb"] == "metrics"
+        for key, value in event["values"].items()
+    ]  # fmt: skip
+    assert len(expected) > 600
+    assert sorted(found) == sorted(expected)
+    assert status == [("FINISHED",)]
