@@ -115,13 +115,21 @@ def connect(address: str | None) -> Iterator[StopSignals]:
             no such cluster, a new one is started.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or it asks for a token.
     """
     how: dict[str, Any] = {"logging_level": "WARNING"}
     with StopSignals():
         try:
             ray.init(address or "auto", **how)
         except ConnectionError as error:
+            # There is a cluster, so do not start another one.
+            if "AuthenticationError" in str(error.__cause__):
+                raise UserError(
+                    "the Ray cluster asks for its token",
+                    where=f"hydra.launcher.address={address or os.environ.get('RAY_ADDRESS')}",
+                    fix="set RAY_AUTH_MODE=token on all machines, and copy ~/.ray/auth_token from "
+                    "the machine that started the cluster",
+                ) from error
             if address or os.environ.get("RAY_ADDRESS"):
                 raise UserError(
                     f"there is no Ray cluster at this address: {error}",

@@ -32,6 +32,7 @@ from sweeping import (
 )
 
 from kinopoisk_ft.config import help
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.sweeps.jobs import read_outcomes
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
@@ -201,6 +202,21 @@ def test_a_signal_stops_the_jobs_of_joblib(
         newest = CheckpointFolder(log.parent / "checkpoints").newest()
         assert newest is not None
         assert newest.plain["state"]["step"] == int(step)
+
+
+@needs("ray")
+def test_a_cluster_that_asks_for_a_token_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinopoisk_ft.sweeps.ray_jobs import connect
+
+    def refuse(address: str, **_: object) -> None:
+        assert address == "auto"
+        # This is how Ray 2.60 reports a missing token.
+        cause = "Last connection error: ray.exceptions.AuthenticationError: RPC error"
+        raise ConnectionError("Failed to connect to Ray cluster") from RuntimeError(cause)
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(UserError, match="RAY_AUTH_MODE=token"), connect(None):
+        pass
 
 
 @pytest.mark.slow
