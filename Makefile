@@ -25,14 +25,14 @@ PORT ?= 5000
 
 # How often `make bench` runs the project and its peer.
 ROUNDS ?= 3
-# How long `make chaos` disturbs runs, and the seed of its schedule.
+# How long `make chaos` disturbs runs and `make fuzz` tries each kind of input, and their seed.
 MINUTES ?= 20
 SEED ?= 1
 # The device of `make gpu-check`, cuda or cpu; by default a GPU if there is one.
 DEVICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all test-cluster test-lowest lint types audit bench chaos gpu-check ui tracking-server report notebooks docs schema clean
+.PHONY: help setup setup-all demo test test-all test-cluster test-lowest lint types audit bench chaos fuzz gpu-check ui tracking-server report notebooks docs schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -102,6 +102,9 @@ bench: $(STAMP) ## the comparison with a Hugging Face Trainer in full, the other
 
 chaos: $(STAMP) ## kill and disturb small runs in many ways, and check that nothing is lost; MINUTES=20 SEED=1
 	OMP_NUM_THREADS=1 $(BIN)/python tools/chaos --minutes $(MINUTES) --seed $(SEED)
+
+fuzz: $(STAMP) ## try damaged and hostile files, and check that each is read or refused; MINUTES=10 SEED=1
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz --minutes $(MINUTES) --seed $(SEED)
 
 gpu-check: $(STAMP) ## tests and speed on a GPU in ten minutes; DEVICE=cpu rehearses it without a GPU
 	$(BIN)/python benchmarks/gpu_check.py $(if $(DEVICE),--device $(DEVICE))

@@ -29,7 +29,7 @@ PERMISSIVE = {
 # used unchanged. The one under the LGPL belongs to the extra 'postgresql'.
 FILES = {"mpl-2.0", "mozilla public license 2.0 (mpl 2.0)", "lgpl-3.0-only"}
 # The metadata of these packages names no licence; these are from their LICENSE files.
-READ = {"huey": "MIT", "skops": "MIT"}
+READ = {"atheris": "Apache-2.0", "huey": "MIT", "skops": "MIT"}
 
 
 def licence(metadata: PackageMetadata) -> str:
