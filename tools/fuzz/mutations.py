@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
+# Reads an input that it draws in a folder; raises what the package raises, except UserError.
+Check = Callable[[st.DataObject, Path], None]
 # Parts of files that readers treat specially.
 SCRAPS = [
     b"", b"\xef\xbb\xbf", b"\x00", b"\xff\xfe", b"\xff\xfe\x00\x00", b"\r", b"\r\n", b"\n", b'"',
