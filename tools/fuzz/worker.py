@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = str(ROOT / "tests" / "helpers")
 COUNT, ERRORS, COVERAGE = "executions", "errors", "coverage.json"
+# Bytes of addresses that a worker may reserve; PyTorch alone reserves four billion.
+ADDRESSES = 12 * 2**30
 # Operations that no input may cause, as audit events of Python.
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn",
              "subprocess.Popen", "pickle.find_class", "webbrowser.open", "ctypes.dlopen",
@@ -190,6 +193,8 @@ def fuzz(name: str, out: Path, corpus: Path, seconds: float, options: list[str])
     import atheris
     import coverage
 
+    # A file that asks for more memory must not take it from other programs.
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     measured = coverage.Coverage(include=[f"{ROOT}/kinopoisk_ft/*"], data_file=None)
     measured.start()
     with atheris.instrument_imports(include=["kinopoisk_ft"], exclude=sorted(list_modules())):
