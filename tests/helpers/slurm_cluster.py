@@ -138,15 +138,18 @@ def wait_for(found: Callable[[], object]) -> None:
 
 def kill(chosen: Callable[[dict[str, str]], bool]) -> None:
     """Kill the processes with certain environment variables, none of which notices it."""
-    found = []
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if chosen(process.environ()):
-                process.suspend()
-                found.append(process)
-    for process in found:
-        with suppress(psutil.Error):
-            process.kill()
+                # slurmstepd overwrites its variables. It is the parent of the processes of a job.
+                parent = process.parent()
+                is_step = parent is not None and parent.name() == "slurmstepd"
+                found |= {process, parent} if is_step else {process}
+    for signalled in (psutil.Process.suspend, psutil.Process.kill):
+        for process in found:
+            with suppress(psutil.Error):
+                signalled(process)
 
 
 def _find_free_ports(count: int) -> list[int]:
