@@ -40,8 +40,8 @@ from kinopoisk_ft.tracking.offline import NOTE_TAG
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]
 # The packages that this package imports to predict.
 SERVING = (
-    "datasets", "huggingface-hub", "hydra-core", "mlflow", "numba", "numpy", "pandas", "peft",
-    "psutil", "pydantic", "rich", "safetensors", "scikit-learn", "tokenizers", "torch",
+    "datasets", "filelock", "huggingface-hub", "hydra-core", "mlflow", "numba", "numpy", "pandas",
+    "peft", "psutil", "pydantic", "rich", "safetensors", "scikit-learn", "tokenizers", "torch",
     "transformers",
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import logging
 import os
 import socket
@@ -218,12 +219,15 @@ def resolve_path(text: str, folder: Path) -> Path:
     name, _, inner = text.partition(":")
     # A text without a known prefix is a path inside the run's folder.
     root = {"run": folder, "package": PACKAGE}.get(name, folder).resolve()
-    path = (root / (inner or text)).resolve()
-    # A symlink in a downloaded folder could send any file of the user to the store.
-    links = (one.resolve() for one in path.rglob("*") if one.is_symlink())
-    if not all(one.is_relative_to(root) for one in (path, *links)):
+    path = root / (inner or text)
+    # A symlink in a downloaded folder could send any file of the user to the store. The path itself
+    # comes first, so that no folder elsewhere is searched for symlinks.
+    links = (one for one in path.rglob("*") if one.is_symlink())
+    # Unlike `Path.resolve`, `realpath` accepts a symlink to itself.
+    targets = (Path(os.path.realpath(one)) for one in itertools.chain([path], links))
+    if not all(target.is_relative_to(root) for target in targets):
         raise ValueError(f"'{text}' is outside the run's folder")
-    return path
+    return path.resolve()
 
 
 def sync_command(folder: Path) -> str:

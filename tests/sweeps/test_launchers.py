@@ -134,16 +134,16 @@ def test_a_job_that_ray_loses_resumes_in_another_process(tmp_path: Path) -> None
     assert_one_whole_run(tmp_path)
 
 
-def die(*_: object) -> None:
-    os._exit(1)
-
-
 @pytest.mark.slow
 @needs("ray")
 def test_a_job_that_ray_gives_up_is_in_the_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from kinopoisk_ft.sweeps import ray_jobs
+
+    # Ray's workers cannot import this file, so Ray must pickle the code of the function.
+    def die(*_: object) -> None:
+        os._exit(1)
 
     monkeypatch.setattr(ray_jobs, "job", die)
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
