@@ -31,6 +31,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import hypothesis  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 from parsed_configs import parse_once  # noqa: E402
+from quick import quick  # noqa: E402
 
 parse_once()
 
@@ -135,7 +136,9 @@ def heeded() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+@pytest.fixture(
+    params=quick([errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], 1), ids=errno.errorcode.get
+)
 def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all locks fail, as on NFS without a lock service or Lustre without `-o flock`."""
 

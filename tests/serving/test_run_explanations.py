@@ -75,6 +75,7 @@ def test_the_page_shades_the_words_of_the_hardest_review(place: Path) -> None:
     assert re.match(r'<span style="background: rgba\([\d, ]+, 0\.60\)" title="[+-]0\.', words)
 
 
+@pytest.mark.slow
 def test_each_fold_explains_the_reviews_of_its_own_test_split(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
