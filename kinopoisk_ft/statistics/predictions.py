@@ -160,8 +160,11 @@ class Predictions:
         if "row" in table:
             # Tables contain numbers as strings or Python objects, depending on the file format.
             rows = table["row"].map(clean_name)
-            if not rows.str.fullmatch(r"-?\d+").fillna(False).all():
-                what = "the column 'row' contains other values than whole numbers"
+            # int64 holds all numbers of 18 digits.
+            if not rows.str.fullmatch(r"-?\d{1,18}").fillna(False).all():
+                what = (
+                    "the column 'row' contains values that are not whole numbers of up to 18 digits"
+                )
                 fix = "number the test examples, or leave the column out"
                 raise UserError(what, where=where, fix=fix)
             made["row"] = rows.astype(np.int64).to_numpy()

@@ -97,7 +97,8 @@ def test_examples_without_a_film_are_separate_groups() -> None:
         (["a.csv", "empty.csv"], "has no value in row 3"),
         (["a.csv", "c.jsonl", "--margin", "2"], "--margin 2.0 is not between 0 and 1"),
         (["a.csv", "c.jsonl", "--reference", "d"], "there is no approach 'd'"),
-        (["a.csv", "rows.csv"], "other values than whole numbers"),
+        (["a.csv", "rows.csv"], "not whole numbers of up to 18 digits"),
+        (["a.csv", "long.csv"], "not whole numbers of up to 18 digits"),
     ],
 )
 def test_mistakes_are_explained(
@@ -109,5 +110,6 @@ def test_mistakes_are_explained(
     good.rename(columns={"predicted": "prediction"}).to_csv("lacking.csv", index=False)
     good.assign(predicted=good["predicted"].where(good.index != 3)).to_csv("empty.csv", index=False)
     good.assign(row=[f"r{n}" for n in range(600)]).to_csv("rows.csv", index=False)
+    good.assign(row=[10**20 + n for n in range(600)]).to_csv("long.csv", index=False)
     assert main(["compare", *args]) == 1
     assert message in capsys.readouterr().err
