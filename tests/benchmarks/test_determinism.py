@@ -55,6 +55,7 @@ def test_parts_of_blocks_make_up_the_gradients(script: ModuleType) -> None:
     assert parts.keys() == {"A", "B", "C", "D"}
 
 
+@pytest.mark.slow
 def test_runs_differ_only_by_the_disturbance(script: ModuleType) -> None:
     for disturbance, apart in ((0.0, False), (1e-2, True)):
         last = script.of_training(8, 10, disturbance)[-1]

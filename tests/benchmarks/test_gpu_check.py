@@ -64,6 +64,7 @@ def test_other(): assert {good}
 """
 
 
+@pytest.mark.slow
 def test_tests_are_counted_and_the_same_command_continues(
     script: ModuleType,
     tmp_path: Path,

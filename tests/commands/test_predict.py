@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_tfidf_predicts_without_mlflow_peft_and_transformers(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(folder)], capture_output=True, text=True, check=False

@@ -56,6 +56,7 @@ def measured() -> list[float]:
     return [float(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_memory_kept_by_earlier_work_is_not_counted(measured: list[float]) -> None:
     # The work uses 200 MiB.
     assert measured[0] > 150
