@@ -60,7 +60,7 @@ def pretrain(
         network = recipe.build_lm(tokenizer)
         check_length(preprocessing.max_length, network.max_positions)
         windows = find_windows(tokenizer, preprocessing)
-        # A language model has no pooling of windows, so each window becomes an example of its own.
+        # A language model does not pool windows, so each window becomes a separate example.
         train, val = (
             Examples(
                 tokenize(part["text"].tolist(), tokenizer, preprocessing).input_ids, windows=windows
@@ -70,7 +70,7 @@ def pretrain(
     log_example(train.input_ids[0], tokenizer)
     log_trainable(network.module)
     objective = make_language_model(tokenizer, mask_share, trainer.loss)
-    # `fresh` is empty, because there is no head that needs a learning rate of its own.
+    # `fresh` is empty, because there is no head with a separate learning rate.
     state = trainer.fit(
         network.module, objective, train, val, fresh=(), audit=check_gradients,
         precision=precision, clock=clock, recorder=tracker, folder=checkpoints,

@@ -22,7 +22,7 @@ GRACE_SECONDS = 60
 ECHO_SECONDS = 2.0
 
 
-# KeyboardInterrupt is no subclass of Exception, so `except Exception` does not catch it.
+# `except Exception` does not catch KeyboardInterrupt, which is not a subclass of Exception.
 class Stopped(KeyboardInterrupt):
     """Raised when a signal stops the run.
 
