@@ -159,8 +159,25 @@ def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
     return result.objective
 
 
-def record_lost(sweep_dir: Path, job: int, overrides: Sequence[str], message: str) -> JobReturn:
-    """Record a job whose process was lost, also before it started, and return a failed result."""
+def record_lost_jobs(
+    sweep_dir: Path,
+    found: Sequence[JobReturn | str],
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+) -> list[JobReturn]:
+    """Record each job whose process was lost, and return the results of all jobs.
+
+    Args:
+        found: the result of each job, or a message that says why there is none.
+        first: the number of the first job.
+    """
+    return [
+        _record_lost(sweep_dir, number, overrides, one) if isinstance(one, str) else one
+        for number, (one, overrides) in enumerate(zip(found, job_overrides, strict=True), first)
+    ]
+
+
+def _record_lost(sweep_dir: Path, job: int, overrides: Sequence[str], message: str) -> JobReturn:
     print(f"error: job {job} was lost: {message}", file=sys.stderr)
     known = {outcome.job: outcome for outcome in read_outcomes(sweep_dir)}.get(job)
     if known is None or known.status == "unfinished":

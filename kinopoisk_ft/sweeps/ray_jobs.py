@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict
 from ray.exceptions import RayError, RayTaskError
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.sweeps.jobs import record_lost
+from kinopoisk_ft.sweeps.jobs import record_lost_jobs
 from kinopoisk_ft.training.signals import GRACE_SECONDS, StopSignals
 
 log = logging.getLogger(__name__)
@@ -97,12 +97,7 @@ def launch_jobs(
         finally:
             _cancel_jobs(pending)
     folder = Path(str(context["config"].hydra.sweep.dir))
-    return [
-        record_lost(folder, number, overrides, str(result))
-        if isinstance(result, BaseException)
-        else result
-        for number, (result, overrides) in enumerate(zip(found, job_overrides, strict=True), first)
-    ]
+    return record_lost_jobs(folder, found, job_overrides, first)
 
 
 @contextmanager
@@ -147,9 +142,9 @@ def connect(address: str | None) -> Iterator[StopSignals]:
                 ray.shutdown()
 
 
-def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn | BaseException]:
+def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn | str]:
     """Return the result of each job, or the reason why there is none."""
-    found: list[JobReturn | BaseException] = []
+    found: list[JobReturn | str] = []
     while pending:
         # If Stopped were raised inside Ray, it would become a plain KeyboardInterrupt.
         with signals.defer():
@@ -160,7 +155,7 @@ def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn |
         try:
             found.append(ray.get(pending[0]))
         except RayError as error:
-            found.append(error.cause if isinstance(error, RayTaskError) else error)
+            found.append(str(error.cause if isinstance(error, RayTaskError) else error))
         pending.pop(0)
     return found
 

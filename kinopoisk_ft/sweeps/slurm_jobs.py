@@ -24,7 +24,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import TaskFunction
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.sweeps.jobs import record_lost
+from kinopoisk_ft.sweeps.jobs import record_lost_jobs
 from kinopoisk_ft.training.signals import GRACE_SECONDS, Stopped, StopSignals
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,8 @@ def launch_jobs(
         except KeyboardInterrupt:
             _cancel_jobs([job.job_id for job in jobs])
             raise
-    found = []
-    for number, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True), first):
-        result = None if job.job_id in lost else _read_result(job)
-        message = lost.get(job.job_id) or f"its log {job.paths.stdout} contains a traceback"
-        found.append(result or record_lost(folder, number, overrides, message))
-    return found
+    found = [lost.get(job.job_id) or _read_result(job) for job in jobs]
+    return record_lost_jobs(folder, found, job_overrides, first)
 
 
 class ClusterTask:
@@ -192,7 +188,7 @@ def _wait_for_jobs(jobs: Sequence[Any]) -> dict[str, str]:
     return lost
 
 
-def _read_result(job: Any) -> JobReturn | None:
+def _read_result(job: Any) -> JobReturn | str:
     from submitit.core.utils import UncompletedJobError
 
     try:
@@ -200,7 +196,7 @@ def _read_result(job: Any) -> JobReturn | None:
         return result
     except UncompletedJobError:
         # An exception outside of the run, for example because a package is missing on that machine.
-        return None
+        return f"its log {job.paths.stdout} contains a traceback"
 
 
 def _find_ended(jobs: Collection[str]) -> dict[str, str]:

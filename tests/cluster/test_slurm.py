@@ -22,10 +22,8 @@ from sweeping import (
     write_reviews,
 )
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(find_obstacle()), reason=find_obstacle() or "nothing is missing"),
-]
+OBSTACLE = find_obstacle()
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)]
 JOB = [
     "hydra.launcher.gpus_per_node=0",
     "hydra.launcher.cpus_per_task=1",

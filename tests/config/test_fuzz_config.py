@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from composing import compose_config, plain
+from composing import CHOICES, VALUES, compose_config, plain
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from hypothesis import HealthCheck, given, settings
@@ -23,17 +23,6 @@ QUICK = settings(max_examples=12, deadline=None, derandomize=True, database=None
 DEEP = settings(
     max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-CHOICES = (
-    ("model=bert_scratch", "adapter=lora", "data=demo"),
-    ("model=mamba2_scratch", "adapter=freeze", "data=file"),
-    ("model=tfidf", "adapter=none", "data=hub"),
-)
-VALUES = (
-    "-1", "0", "1", "2", "10000000000000000000000", "0.5", "-0.0", "1e400", ".nan", "nan", "inf",
-    "-inf", "null", "true", "''", "' '", "[]", "[1,-1]", "{}", "{a: 1}", "{_target_: os.getcwd}",
-    "фильм", "../..", "'\\0'", "${seed}", "${nowhere}", "${trainer}", "${oc.env:NO_SUCH_NAME}",
-    "steps:0", "seconds:nan", "tokens:-1", "epochs:1e9", "~", "a=b", "'a\nb'", "???",
-)  # fmt: skip
 
 
 def keys() -> dict[str, tuple[str, ...]]:

@@ -17,6 +17,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.groups import get_conf_dir
 
+# Choices of groups that are cheap to instantiate, and values to which fuzz tests set any option.
+CHOICES = (
+    ("model=bert_scratch", "adapter=lora", "data=demo"),
+    ("model=mamba2_scratch", "adapter=freeze", "data=file"),
+    ("model=tfidf", "adapter=none", "data=hub"),
+)
+VALUES = (
+    "-1", "0", "1", "2", "10000000000000000000000", "0.5", "-0.0", "1e400", ".nan", "nan", "inf",
+    "-inf", "null", "true", "''", "' '", "[]", "[1,-1]", "{}", "{a: 1}", "{_target_: os.getcwd}",
+    "фильм", "../..", "'\\0'", "${seed}", "${nowhere}", "${trainer}", "${oc.env:NO_SUCH_NAME}",
+    "steps:0", "seconds:nan", "tokens:-1", "epochs:1e9", "~", "a=b", "'a\nb'", "???",
+)  # fmt: skip
+
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Return the composed job config; `${hydra:…}` can be resolved."""

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.sweeps import slurm_jobs
-from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost
+from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost_jobs
 
 FOLDER = ".submitit"
 
@@ -127,9 +127,11 @@ def test_submitit_gets_a_signal_after_the_task_has_ended() -> None:
 def test_a_lost_job_is_in_the_table_even_if_it_never_started(tmp_path: Path) -> None:
     Outcome(0, "unfinished", ["seed=0"]).write(tmp_path)
     Outcome(1, "failed", ["seed=1"], message="a wrong path").write(tmp_path)
-    for job in range(3):
-        lost = record_lost(tmp_path, job, [f"seed={job}", "output_dir=out"], "CANCELLED")
-        assert lost.status == JobStatus.FAILED
+    done = JobReturn(status=JobStatus.COMPLETED)
+    overrides = [[f"seed={job}", "output_dir=out"] for job in range(4)]
+    found = record_lost_jobs(tmp_path, [*["CANCELLED"] * 3, done], overrides, 0)
+    assert [one.status for one in found[:3]] == [JobStatus.FAILED] * 3
+    assert found[3] is done
     assert read_outcomes(tmp_path) == [
         Outcome(0, "unfinished", ["seed=0"], message="CANCELLED"),
         Outcome(1, "failed", ["seed=1"], message="a wrong path"),

@@ -82,21 +82,9 @@ def event_logs(home: Path) -> Check:
     return check
 
 
-CHOICES = (
-    ("model=bert_scratch", "adapter=lora", "data=demo"),
-    ("model=mamba2_scratch", "adapter=freeze", "data=file"),
-    ("model=tfidf", "adapter=none", "data=hub"),
-)
-VALUES = (
-    "-1", "0", "1", "2", "10000000000000000000000", "0.5", "-0.0", "1e400", ".nan", "nan", "inf",
-    "null", "true", "''", "' '", "[]", "[1,-1]", "{}", "{a: 1}", "{_target_: os.getcwd}", "фильм",
-    "../..", "'\\0'", "${seed}", "${nowhere}", "${trainer}", "${oc.env:NO_SUCH_NAME}", "steps:0",
-    "seconds:nan", "tokens:-1", "epochs:1e9", "~", "a=b", "'a\nb'", "???", "lora", "bert", "1,2",
-)  # fmt: skip
-
-
 def configs(home: Path) -> Check:
     """Compose configs from overrides and from files in --config-dir, and build the parts."""
+    from composing import CHOICES, VALUES
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from parsed_configs import parse_once
@@ -123,7 +111,7 @@ def configs(home: Path) -> Check:
         assert cli.main(["train", *choice, f"hydra.run.dir={home}/run"]) == 0
     keys = sorted(_list_keys())
     key = st.sampled_from(keys) | st.sampled_from(keys).map(lambda k: k.rpartition(".")[0] or k)
-    value = m.mostly(st.sampled_from(VALUES), m.unicode_text)
+    value = m.mostly(st.sampled_from([*VALUES, "lora", "bert", "1,2"]), m.unicode_text)
     override = st.builds("{}{}={}".format, m.mostly(st.just(""), st.sampled_from("+~")), key, value)
     flag = st.sampled_from(["--multirun", "--cfg=job", "--help", "--resolve", "x", "=", "", "-cd"])
     argument = m.mostly(override, flag)
@@ -163,7 +151,7 @@ def configs(home: Path) -> Check:
 
 
 def _list_keys() -> Iterator[str]:
-    from composing import compose_config, plain
+    from composing import CHOICES, compose_config, plain
 
     from kinopoisk_ft.config.prepared import flatten
 
