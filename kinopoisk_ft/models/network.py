@@ -237,8 +237,8 @@ def list_blocks(network: Network) -> list[nn.Module]:
     if not network.layers:
         model = type(network.module).__name__
         raise UserError(
-            f"the layers of {model} cannot be treated separately, because they are not in a single "
-            "ModuleList",
+            f"the layers of {model} cannot be frozen, cached or given their own learning rates, "
+            "because they are not in a single ModuleList",
             where="model.name",
             fix="use adapter=none, head, bitfit or lora, and set trainer.prefix_cache=off and "
             "trainer.layer_decay=null",

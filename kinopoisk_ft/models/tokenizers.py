@@ -64,7 +64,7 @@ def _check_tokenizes(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         ids, reason = [], str(error)
     if not ids:
         raise UserError(
-            f"tokenizer '{name}' cannot encode the letter 'а': {reason}",
+            f"tokenizer '{name}' cannot encode the Russian letter 'а': {reason}",
             where="model.tokenizer",
             fix="choose a tokenizer whose vocabulary has Russian letters or an unk_token",
         )

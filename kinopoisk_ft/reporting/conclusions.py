@@ -257,7 +257,7 @@ def _leakage(table: Table, locale: Locale) -> list[str]:
 def choices(table: Table, locale: Locale) -> list[Choice]:
     """Return one recommendation for each measured cost, then one for quality.
 
-    The result is empty if fewer than two approaches have learned.
+    The result is empty if fewer than two approaches have learned (`Row.learned`).
     """
     if len(table.learned) < 2:
         return []

@@ -143,7 +143,8 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return sentences on how many labels an approach needs to score higher than another one.
 
     If there are baselines, only comparisons with a baseline are described. The last sentences name
-    the undecided comparisons, the approaches that have not learned, and the settings that differ.
+    the undecided comparisons, the approaches that have not learned (`Row.learned`), and the
+    settings in which the runs differ.
     """
     compared = [c for c in found.crossings if {c.a, c.b} & found.baselines] or found.crossings
     # Such an interval contains every number of labels.

@@ -35,7 +35,7 @@ WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class Word:
-    """A word or n-gram; the score is its contribution to the logit difference."""
+    """A word or n-gram. The score is its contribution to `Explanation.difference`."""
 
     text: str
     score: float
@@ -83,7 +83,7 @@ def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
         difference = baseline + sum(word.score for word in words)
     elif predictor.card.kind == OnnxLayout.name:
         raise UserError(
-            "an exported model has no gradients, which explanations of networks need",
+            "an exported model cannot be explained, because this needs gradients",
             fix="explain the model folder from which it was exported",
         )
     else:

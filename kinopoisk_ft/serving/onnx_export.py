@@ -122,7 +122,9 @@ def check_packages() -> None:
 def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -> None:
     if card.kind == OnnxLayout.name:
         raise UserError(
-            "the model is already exported", where=str(folder), fix="export the model of a run"
+            "this folder contains an exported model, which cannot be exported again",
+            where=str(folder),
+            fix="export the run or the model folder from which it was exported",
         )
     if load_estimator(folder, card) is not None:
         raise UserError(

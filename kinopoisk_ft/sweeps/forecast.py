@@ -86,7 +86,7 @@ def write_forecast(expected: Sequence[Expected], sweep_dir: Path) -> None:
 
 
 def read_forecast(sweep_dir: Path) -> list[Expected]:
-    """Read the forecast of a sweep; [] if there is none, as in a search."""
+    """Read the forecast of a sweep. Return [] if it has none; a search, for example, has none."""
     try:
         values = json.loads((notes_folder(sweep_dir) / FORECAST).read_text(encoding="utf-8"))
         return [Expected(**value) for value in values]
@@ -168,7 +168,7 @@ def count_flops(
 
 
 def count_tokens(characters: np.ndarray, preprocessing: Preprocessing) -> float:
-    """Estimate how many tokens of N texts a model reads, after truncation.
+    """Estimate how many tokens a model reads from N texts, after truncation.
 
     Args:
         characters: (N,), the length of each text in characters.

@@ -27,7 +27,7 @@ def test_empty_vocabularies_are_refused(tmp_path: Path) -> None:
     empty = save(tmp_path / "a", models.WordPiece({}, unk_token="[UNK]"), pad_token="[PAD]")
     latin = save(tmp_path / "b", models.BPE({"a": 0}, []), pad_token="[PAD]")
     for folder in (empty, latin):
-        with pytest.raises(UserError, match="cannot encode the letter 'а'"):
+        with pytest.raises(UserError, match="cannot encode the Russian letter 'а'"):
             load_tokenizer(folder)
 
 

@@ -213,7 +213,7 @@ def test_requests_are_refused_before_anything_is_written(
     Card("tfidf", list(NAMES), 0).write(tmp_path / "tfidf")
     with pytest.raises(UserError, match="words of a Unicode text"):
         export_onnx(tmp_path / "tfidf", tmp_path / "onnx")
-    with pytest.raises(UserError, match="already exported"):
+    with pytest.raises(UserError, match="cannot be exported again"):
         export_onnx(exported, tmp_path / "onnx")
     save("bert", "none", tmp_path / "plain")
     with pytest.raises(UserError, match="no adapter"):

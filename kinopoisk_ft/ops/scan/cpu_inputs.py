@@ -87,13 +87,13 @@ def locate_in_tensor(chunk: Chunk, row_stride: int, step_stride: int) -> int:
 
 @njit(forceinline=True)
 def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
-    """Return the index of a chunk's initial state in the saved states.
+    """Return where one value of a chunk's initial state is in the saved states.
 
     The saved states have the shape (batch, chunks, states, width).
 
     Args:
-        n: number of the state, counted from 0.
-        j: channel, counted from the first channel that the task computes.
+        n: index along the dimension `states`.
+        j: channel, counted from the first channel of the chunk (`Chunk.origin`).
     """
     chunks = (inputs.length + CHUNK - 1) // CHUNK
     # Index of state 0 in the first three dimensions.

@@ -33,7 +33,7 @@ MAIN = ("kinopoisk-ft", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The commands that repeat the runs of one row.
+    """The commands that repeat the runs of one row of the report's table.
 
     `partial` is True if at least one run did not record its whole command. `facts` are
     (name, value) pairs that describe the runs.

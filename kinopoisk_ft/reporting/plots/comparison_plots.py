@@ -43,7 +43,7 @@ LARGEST = 120.0
 
 
 def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
-    """Draw one line per approach with its verdict, and a shaded band that shows the margin."""
+    """Draw the differences from the best approach, with intervals, verdicts and the margin."""
     found = table.against_best()
     figure = new_figure(WIDTH, 1.3 + ROW_HEIGHT * len(found))
     axes = figure.add_subplot()
