@@ -108,7 +108,11 @@ class SplitNetwork:
         return self.network.module.get_submodule(self.backbone)
 
     def _pack(self, hidden: Tensor, others: Sequence[Any] | None = None) -> Any:
-        """Return hidden states as a block does: as a tensor, or as the first item of a tuple."""
+        """Return hidden states in the format of a block's output, a tensor or a tuple.
+
+        Args:
+            others: the other items of the tuple; None items if not given.
+        """
         if self.outputs == 0:
             return hidden
         return (hidden, *(others or [None] * (self.outputs - 1)))
@@ -151,7 +155,8 @@ class SplitNetwork:
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.
 
-        A forward pass on `batch` finds these weights. Every batch gives the same digest.
+        A forward pass on `batch` shows which weights these are. The digest does not depend on the
+        values in `batch`.
         """
         config = _read_config(self.network.module)
         # Earlier versions called this class Seam. The text stays, so that their files are found.

@@ -1,7 +1,7 @@
 """Store the activations of all reviews on disk as one memory-mapped array.
 
 The array contains the vectors of all reviews in order, without padding. A `.json` file contains the
-checksum of the array. This file is written last, so an array without it is incomplete.
+checksum of the array. The `.json` file is written last, so an array without one is incomplete.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _checksum(file: Path) -> int:
 
 
 def cache_folder(digest: str) -> Path:
-    """Return the cache folder for a digest."""
+    """Return the folder of the prefix cache whose key is `digest`."""
     name = hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
     return get_cache_dir() / FOLDER / name
 

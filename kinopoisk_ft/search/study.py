@@ -121,7 +121,7 @@ class TrialQueue:
 
     Args:
         sampler: the Hydra config of an Optuna sampler with the argument `seed`.
-        first: parameters of the first trials. If one is not given, the sampler chooses its value.
+        first: parameters of the first trials. The sampler chooses the values of missing parameters.
     """
 
     def __init__(
@@ -143,8 +143,8 @@ class TrialQueue:
         when the command is repeated.
 
         Args:
-            n_trials: number of trials. Of the trials of earlier commands, only finished and pruned
-                ones count.
+            n_trials: total number of trials, including finished and pruned trials of earlier
+                commands, but not their failed trials.
         """
         waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
         left = n_trials - self.count_finished()

@@ -98,7 +98,7 @@ def find_finished(prepared: Prepared, folder: Path) -> Result | None:
     """Return the result of an identical training run that has finished, or None.
 
     Args:
-        folder: a folder with runs that have perhaps not been sent to the store yet.
+        folder: folder to search for runs that the tracking store does not contain yet.
     """
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
@@ -197,7 +197,7 @@ def _read_lengths(data: str) -> dict[str, np.ndarray]:
 
 @cache
 def measure_rate(device: torch.device, kind: str) -> float:
-    """Measure the speed of a matrix product, in FLOP per second."""
+    """Measure the speed of matrix products in the precision `kind`, in FLOP per second."""
     left = right = torch.ones(MATRIX, MATRIX, device=device, dtype=DTYPES[kind])
     products, started = 0, 0.0
     # The first product only warms up.
@@ -212,7 +212,7 @@ def measure_rate(device: torch.device, kind: str) -> float:
 
 
 def format_forecast(found: Sequence[Expected]) -> str:
-    """Format a forecast as a table with a line for each approach and a sum."""
+    """Format a forecast as a table with one line for each approach, and one for all jobs."""
     groups = {one.approach: [other for other in found if other.approach == one.approach]
               for one in found}  # fmt: skip
     if len(groups) > 1:

@@ -107,7 +107,7 @@ def _find_workers() -> set[psutil.Process]:
 
 
 class WorkerTask:
-    """A task that handles stop signals in a worker process.
+    """A wrapper of Hydra's task function that handles stop signals in a worker process.
 
     A stop signal ends the current job of the worker and prevents later jobs. A stopped job raises
     RunError, because a KeyboardInterrupt would make joblib kill all workers.

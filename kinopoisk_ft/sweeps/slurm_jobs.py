@@ -65,15 +65,15 @@ def launch_jobs(
         first: the number of the first job.
 
     Raises:
-        UserError: there is no cluster, it refuses the jobs, or jobs of an earlier command run.
-        Stopped: a stop signal arrived, and the jobs are cancelled.
+        UserError: there is no cluster, it refuses the jobs, or earlier jobs have not ended.
+        Stopped: a stop signal arrived, and the jobs have been cancelled.
     """
     folder = Path(str(context["config"].hydra.sweep.dir))
     _check_cluster(Path(options["submitit_folder"]).parent)
     jobs: list[Any] = []
     with StopSignals() as signals:
         try:
-            # A signal must not separate the submission from the list of jobs to cancel.
+            # A signal during the submission would leave `jobs` empty, so no job would be cancelled.
             with signals.defer():
                 jobs = _submit(context, options, job_overrides, first)
             lost = _wait_for_jobs(jobs)
@@ -85,10 +85,10 @@ def launch_jobs(
 
 
 class ClusterTask:
-    """A task whose process ends without a traceback after a stop signal.
+    """A wrapper of Hydra's task function that ends without a traceback after a stop signal.
 
-    submitit requeues a job inside its signal handler, and raises an exception there if the job has
-    been requeued too often. During an import, for example, this would look like another error.
+    submitit's signal handler requeues the job, or raises an exception if the job has been requeued
+    too often. During an import, for example, this exception could be mistaken for an import error.
     Therefore, the handler is called only after the task has ended.
     """
 
@@ -132,7 +132,7 @@ def _submit(
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> list[Any]:
-    """Submit the jobs as Hydra's launcher does, which would then wait with `sacct`."""
+    """Submit the jobs like Hydra's launcher, but do not wait for them with `sacct`."""
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
     from submitit import AutoExecutor
@@ -181,7 +181,7 @@ def _wait_for_jobs(jobs: Sequence[Any]) -> dict[str, str]:
         if time.monotonic() >= next_check:
             next_check = time.monotonic() + POLL_STATES
             before, ended = ended, _find_ended(waiting)
-            # The first time, the result may not be visible yet on a shared disk.
+            # A job is lost only at the second check, because a shared disk may show results late.
             for job in before.keys() & ended.keys():
                 lost[job] = _describe_end(job, ended[job], waiting.pop(job).paths.stdout)
         time.sleep(POLL)
@@ -195,7 +195,7 @@ def _read_result(job: Any) -> JobReturn | str:
         result: JobReturn = job.results()[0]
         return result
     except UncompletedJobError:
-        # An exception outside of the run, for example because a package is missing on that machine.
+        # The exception occurred outside the run, for example because of a missing package.
         return f"its log {job.paths.stdout} contains a traceback"
 
 

@@ -54,8 +54,8 @@ def fit_baseline(recipe: Tfidf, trainer: Trainer, data: DataSplit, out_dir: Path
     with clock.section("eval"):
         probabilities, test_scores = _score(recipe, texts["test"], data.test["label"].to_numpy())
     with clock.section("save"):
-        # The baseline reads words instead of tokens, so a limit in tokens has no meaning for it. A
-        # prefix would be the same words in every review.
+        # The baseline reads words instead of tokens, so a limit in tokens does not apply. A prefix
+        # would only add the same words to every review.
         unused = {"max_length": 0, "text_prefix": ""}
         card = Card(KIND, list(data.class_names), **{**asdict(preprocessing), **unused})
         with write_folder_atomically(out_dir / "model", CARD) as part:

@@ -87,8 +87,8 @@ class FitInputs:
 
     Args:
         out_dir: output folder of the run; the model is saved in the subfolder `model`.
-        options: the config node `model`. The card of the saved model contains it if it is needed to
-            load the model; see `make_card`.
+        options: the config node `model`. It is saved in the model card if loading the model
+            requires these options; see `make_card`.
     """
 
     adapter: Adapter
@@ -174,7 +174,7 @@ def _build(recipe: ModelRecipe, data: DataSplit, tokenizer: Any) -> Network:
 
 
 def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap | None:
-    # The record of a model was also made from cleaned texts before truncation.
+    # Pretraining also records its texts after cleaning and before truncation.
     overlap = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
     if overlap is None:
         log.info("the pretraining texts of the base model are unknown and may include test reviews")

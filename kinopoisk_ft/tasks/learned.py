@@ -1,4 +1,4 @@
-"""Find out whether a run has learned anything."""
+"""Find out whether a model has learned anything, by the criteria of `check_learned`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
 
     Returns:
         A warning, and the failed checks, such as "test, validation, training loss". Both strings
-        are empty if the model has learned.
+        are empty if no check failed.
     """
     test, val = fitted.test_probabilities, fitted.val_probabilities
     reasons = {
@@ -45,12 +45,12 @@ def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
 def _compare_with_majority(
     name: str, part: pd.DataFrame, probabilities: np.ndarray, data: DataSplit
 ) -> str:
-    """Return a message if a model is not significantly above the majority class, else "".
+    """Return a message if a model is not significantly better than the majority class, else "".
 
-    The test is whether the Matthews correlation coefficient is above 0. It is 0 for the majority
-    class, and about 0 for random answers. Other metrics could mislead: random answers have a higher
-    weighted F1 than the majority class, and a model that finds a rare class may have a lower
-    accuracy than the majority class.
+    A one-sided bootstrap test checks whether the Matthews correlation coefficient of the model
+    is above 0. Always predicting the majority class gives 0, and random answers give about 0. Other
+    metrics could mislead: random answers have a higher weighted F1 than the majority class, and a
+    model that finds a rare class may have a lower accuracy than the majority class.
     """
     labels, classes = part["label"].to_numpy(), len(data.class_names)
     majority = int(np.bincount(data.train["label"]).argmax())

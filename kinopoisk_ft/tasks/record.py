@@ -76,7 +76,7 @@ def record_data(
 def _describe_part(
     part: pd.DataFrame, class_names: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the fields of an MLflow data set, except its name."""
+    """Return the fields of the MLflow data set for one split, except the data set's name."""
     columns = {"text": "string", "label": "long"}
     # One uint64 per row.
     hashes = pd.util.hash_pandas_object(part[[*columns]], index=False).to_numpy()

@@ -17,7 +17,7 @@ from kinopoisk_ft.data.windows import Windows, pad, pad_windows
 
 # Evaluation batches of short reviews have up to MAX_ROWS_FACTOR * batch_size rows.
 MAX_ROWS_FACTOR = 8
-# Batches that are sorted by length together: more save padding, but make the order less random.
+# See `group_by_length`. A larger number saves padding, but makes the order less random.
 BATCHES_PER_BUCKET = 32
 # Number of batches prepared ahead; a larger number would only need more memory.
 PREFETCH_DEPTH = 3
@@ -32,8 +32,8 @@ class Examples:
     Args:
         input_ids: the token ids of N reviews, without padding.
         labels: (N,); None if the reviews have no labels.
-        windows: how a batch divides the reviews into windows; None if the model reads each review
-            as one sequence.
+        windows: sizes of the windows into which each review is divided; None if the model reads
+            each review as one sequence.
     """
 
     input_ids: Sequence[Sequence[int]]
@@ -57,7 +57,7 @@ class Examples:
 
         Returns:
             The tensors input_ids and attention_mask, each (batch, length), or (batch, windows,
-            length) with windows.
+            length) if reviews are divided into windows.
         """
         chosen = [self.input_ids[i] for i in rows]
         if self.windows is None:
@@ -102,9 +102,9 @@ def group_by_length(
 
 
 def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """Return the N row indices of an epoch.
+    """Return the indices of the reviews to train on in an epoch, (N,) for N examples.
 
-    Each row occurs once. With "balanced" sampling, each class has the same number of rows instead.
+    Each index occurs once, unless `sampling` is "balanced"; see `draw_balanced_rows`.
     """
     if sampling == "balanced" and examples.labels is not None:
         return draw_balanced_rows(examples.labels, seed, epoch)
@@ -195,7 +195,7 @@ def depends_on_padding(model: nn.Module) -> bool:
 
 def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
     # The lengths are in descending order. Padding counts as tokens.
-    # The search starts at the length of the longest row, which no lower limit would fit.
+    # The lowest possible limit is the length of the longest row.
     fewest, low, high = len(_pack_rows(lengths, max_tokens)), lengths[0], max_tokens
     # Among the limits with the fewest micro-batches, the lowest one makes their sizes most similar.
     # Find it by bisection.

@@ -93,7 +93,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def _read_peak() -> int | None:
-    """Return the peak memory since the last reset, in bytes; None if it is unknown."""
+    """Return the process's peak memory since the last reset, in bytes; None if it is unknown."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -104,7 +104,7 @@ def _read_peak() -> int | None:
 
 
 def _read_process_peak() -> float:
-    """Return the peak memory since the start of the process, in bytes."""
+    """Return the peak memory since the start of the process, in bytes; NaN if it is unknown."""
     try:
         import resource
     except ImportError:

@@ -97,10 +97,10 @@ def halve_on_out_of_memory(
         The result of `work`, and the number of rows in the successful attempt.
 
     Raises:
-        UserError: memory ran out with a single row, or in a run with several processes. A single
-            process cannot halve its rows alone.
+        UserError: memory ran out with one row, or in one of several processes. The process cannot
+            retry, because the other processes would not take part.
     """
-    # A process cannot retry alone, because the others would not take part.
+    # One of several processes cannot retry alone.
     if world_size() > 1:
         with explain_out_of_memory(f"{where} in one of {world_size()} processes"):
             return work(rows), rows
@@ -208,7 +208,7 @@ def _measure(tensor: Tensor) -> tuple[int, int]:
 
 
 def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> Tensor:
-    """Return the loss of a batch that repeats the longest review `rows` times."""
+    """Return the summed loss of a batch that repeats the longest review `rows` times."""
     chosen = np.full(rows, int(train.lengths.argmax()))
     batch = state.objective.collate(train, chosen, np.random.default_rng(0))
     with state.precision.autocast():

@@ -65,7 +65,7 @@ class Monitor:
         self.steps_per_epoch = steps_per_epoch
 
     def log_losses(self, state: State) -> None:
-        """Record the losses since the last call, and the gradient norm of the last step."""
+        """Record mean and maximum of the losses since the last call, and the last gradient norm."""
         if not state.losses:
             return
         state.sync_skipped_steps()
@@ -130,7 +130,7 @@ class Monitor:
             UserError: there were at least `max_bad_steps` such steps.
         """
         state.sync_skipped_steps()
-        # The current row of bad steps may continue, so its length is kept.
+        # The next steps may also be bad, so keep the number of consecutive bad steps until now.
         longest, state.longest_row = state.longest_row, state.bad_in_row
         if longest < self.max_bad_steps:
             return

@@ -48,7 +48,7 @@ class Progress:
         handlers = [h for h in logging.root.handlers if type(h) is logging.StreamHandler]
         before = sys.stdout, sys.stderr
         self._bars.start()
-        # Log lines appear above the bar instead of breaking it, because rich has replaced these.
+        # rich has replaced both streams. Text in the new streams appears above the bar.
         after = sys.stdout, sys.stderr
         for handler in handlers:
             for old, new in zip(before, after, strict=True):

@@ -118,7 +118,7 @@ class Settings:
         return Budget("epochs", self.epochs, self.max_steps, self.min_steps)
 
     def count_warmup(self, total: int) -> int:
-        """Return the number of warm-up steps of a schedule with `total` steps."""
+        """Return the length of the warm-up, in the unit of `total` (see `Meter.total`)."""
         if self.warmup_steps is None:
             return math.ceil(self.warmup_share * total)
         return self.warmup_steps

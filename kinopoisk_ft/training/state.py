@@ -36,8 +36,8 @@ class State:
     Args:
         wrapped_model: the module that training steps call. It is `model`, or a DDP or torch.compile
             wrapper of `model`.
-        steps: total number of steps. None until the end of training if the budget is in tokens or
-            seconds.
+        steps: number of optimizer steps in the whole run. None until the end of training if the
+            budget is in tokens or seconds.
         micro_batch_size: rows in a forward pass of training; it is halved when memory runs out.
     """
 

@@ -34,8 +34,8 @@ def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs:
     """Convert a padding mask to the mask that `attention_forward` needs.
 
     Returns:
-        The positions of the real tokens if attention is bidirectional, otherwise a mask for SDPA.
-        None if there is no padding mask.
+        `RealTokens` if attention is bidirectional, otherwise a mask for SDPA. None if there is no
+        padding mask.
     """
     # Without padding there is nothing to skip, so SDPA is used.
     if attention_mask is None:

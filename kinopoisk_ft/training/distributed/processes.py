@@ -221,7 +221,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run a `with` block on rank 0 first, so that the other ranks find the downloaded files."""
+    """Run a `with` block first on rank 0, which downloads files, and then on the other ranks."""
     if world_size() == 1:
         yield
     elif is_main():

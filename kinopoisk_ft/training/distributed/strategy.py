@@ -81,7 +81,7 @@ def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn
     model.to(device)
     if kind == "none" or world_size() == 1:
         return model
-    # If gradients are views of the buffers for all-reduce, they need no memory of their own.
+    # Gradients that are views of the all-reduce buffers need no additional memory.
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     # The buffers are constants such as position ids, so DDP has to broadcast them only once.
     wrapped.broadcast_buffers = False
@@ -90,7 +90,11 @@ def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn
 
 @contextmanager
 def sync_gradients(model: nn.Module, last: bool) -> Iterator[None]:
-    """Synchronize gradients between processes only in the last micro-batch of a step."""
+    """Synchronize gradients between processes in a `with` block only if `last` is true.
+
+    Args:
+        last: whether the block processes the last micro-batch of a step.
+    """
     if hasattr(model, "set_requires_gradient_sync"):
         # The model is an FSDPModule.
         cast(Any, model).set_requires_gradient_sync(last)
