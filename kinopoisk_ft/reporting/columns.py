@@ -25,7 +25,7 @@ SIZES: tuple[Shown, ...] = ("sizes", "page", "view")
 
 @dataclass(frozen=True)
 class Column:
-    """A quantity that the report shows for each row.
+    """A quantity that the report shows for each row of a table; see `run_rows.Row`.
 
     Args:
         name: name in CSV and JSON, and in the locale files.

@@ -210,7 +210,7 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale:
         if a is not None and b:
             column = COLUMNS[name]
             change = locale.percent(a / b - 1, signed=True)
-            # Most changes of a parameter count would be close to -100%, so show the share.
+            # Most changes of a parameter count would be close to -100%, so show a / b instead.
             if column.kind == "count":
                 change = locale.percent(a / b)
             parts = {"a": locale.value(a, column), "b": locale.value(b, column)}

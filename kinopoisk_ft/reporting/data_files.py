@@ -47,7 +47,7 @@ LATEX_HEAD = r"""% In the preamble: \usepackage{booktabs}, \usepackage{graphicx}
 
 
 def as_csv(document: Document) -> str:
-    """Return CSV with a line for each row of each table, with the majority-class baseline last."""
+    """Return CSV: for each table, a line per row, then a line for the majority-class baseline."""
     return _csv(_record(s.table, row) for s in document.sections for row in _all_rows(s))
 
 

@@ -152,7 +152,7 @@ def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
     rows = []
     for _, here in sorted(places.items()):
         first = next(iter(here.values()))
-        # The only slice of its kind is the whole test set.
+        # A slice that is the only one of its column is the whole test set, so leave it out.
         if len(values[first.by]) == 1:
             continue
         counts = sorted({one.n for one in here.values()})

@@ -27,7 +27,8 @@ from kinopoisk_ft.statistics.predictions import Predictions
 MORE = 500
 LIMIT = "data.train_limit"
 
-# The setting data.train_limit, the mean number of labels, the seeds, and their predictions.
+# One point of a curve: data.train_limit, the mean number of labels, and for each seed its name and
+# predictions.
 Runs = tuple[str, float, tuple[str, ...], list[Predictions]]
 
 
@@ -87,10 +88,10 @@ def label_curves(
 
 
 def _find_recipes(tables: Sequence[Table]) -> dict[str, str]:
-    """Return {run id of a row's first run: what identifies the curve of the row}.
+    """Return {run id of the first run of a row: key}. Rows with equal keys are on the same curve.
 
-    This is the approach, unless a table compares several settings of the approach. The settings
-    may depend on the number of labels: an epoch of few labels has few steps.
+    The key is the approach. If a table compares several settings of the approach, the key also
+    contains the settings. Otherwise, they are left out: they may depend on the number of labels.
     """
     repeated = {
         approach

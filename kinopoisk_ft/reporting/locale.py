@@ -119,7 +119,7 @@ class Locale:
         return {"True": self("yes"), "False": self("no")}.get(value, value)
 
     def brief(self, value: float | None, column: Column) -> str:
-        """Format a value like `self.value`, but shorten parameter counts, such as 10 M."""
+        """Format a value like `self.value`, but shorten parameter counts, for example to 10 M."""
         if value is not None and column.name == TRAINABLE:
             return self.short(value)
         return self.value(value, column)

@@ -204,7 +204,7 @@ def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
     if len(names[most]) > MOST_NAMED:
         # The value is removed and added again, so that "the others" come last.
         del groups[most]
-        # TF-IDF is compared only in the settings of the texts.
+        # TF-IDF is compared only in `TEXTS`, so other settings differ only between networks.
         groups[most] = locale("others" if setting in TEXTS else "other_networks")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
     return locale("note_differs", what=locale(setting), groups=listed)

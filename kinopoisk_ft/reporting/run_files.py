@@ -51,8 +51,8 @@ class RunFiles:
         predictions, details: {run id: content}.
         shaded: {(run id, row number of a review): HTML}. The HTML contains the words of the
             review, shaded by their effect on the prediction.
-        folds: {run id of a pooled run: {row number of a review: id of the run of the fold whose
-            test split contains the review}}; see `folds.pool_folds`.
+        folds: {run id of a pooled run: {row number of a review: run id of one fold}}. The fold is
+            the one with the review in its test split; see `folds.pool_folds`.
     """
 
     predictions: Mapping[str, Predictions]

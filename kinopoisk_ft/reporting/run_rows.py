@@ -103,7 +103,7 @@ class Row:
         return most if most[0] or len(known) == len(found) else None
 
     def setting(self, key: str) -> str:
-        """Return a setting, or "" if the setting is missing or None."""
+        """Return the value of the setting `key`, or "" if it is missing or None."""
         found = self.first.settings.get(key, "")
         return "" if found == "None" else found
 

@@ -100,7 +100,7 @@ class TrainedRun:
 
     @property
     def max_length(self) -> str:
-        """Return the maximum number of tokens, or "" for TF-IDF."""
+        """Return the maximum number of tokens per review, or "" for TF-IDF."""
         return self.settings.get("data.max_length", "") if self.model != BASELINE else ""
 
 
@@ -127,7 +127,7 @@ class Collected:
     """The runs of a report.
 
     Args:
-        superseded: number of finished runs that a newer run repeats.
+        superseded: number of finished runs left out because a newer run repeats them.
         unfinished: number of runs that have not ended.
     """
 

@@ -1,4 +1,4 @@
-"""Compare runs with the same test reviews in tables."""
+"""Build the tables that compare runs with the same data, split and number of labels."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DEMO = "demo"
 
 @dataclass(frozen=True)
 class Against:
-    """The difference in weighted F1 between an approach and the best approach.
+    """The difference in weighted F1: an approach minus the best approach.
 
-    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` names a
-    text of reporting/locale; see `Table.verdict`. `paired` is False if the test reviews differ.
+    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` is a
+    result of `Table.verdict`. For `paired`, see `pairs.Pair`.
     """
 
     name: str
@@ -44,7 +44,9 @@ class Against:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows with the same test reviews, sorted by weighted F1. Rows that have not learned come last.
+    """Rows with the same data, split and number of labels, sorted by weighted F1.
+
+    Rows that have not learned (see `Row.learned`) come last.
 
     Args:
         best: best mean, by column. Rows that have not learned count only if no row has learned.
@@ -74,10 +76,10 @@ class Table:
         return [row for row in self.rows if row.learned]
 
     def decide(self, a: str, b: str) -> Decision | None:
-        """Decide whether row a is as good as row b, or return None if they cannot be compared.
+        """Decide whether row `a` is as good as row `b`; None if they cannot be compared.
 
-        If b is the best row, the decision is taken from `decisions`. Otherwise, a new decision is
-        made, with p-values that are not corrected for multiple tests.
+        `a` and `b` are names. If `b` is the first row, the decision is taken from `decisions`.
+        Otherwise, a new decision is made, with p-values that are not corrected for multiple tests.
         """
         if b == self.rows[0].name and a in self.decisions[MARGIN]:
             return self.decisions[MARGIN][a]
@@ -98,15 +100,15 @@ class Table:
         return decision.verdict.replace(" ", "_") if decision else ""
 
     def interval(self, row: Row, column: str) -> Interval | None:
-        """Return the mean of a column with its 95% interval, or None without predictions."""
+        """Return the mean of a score with its 95% interval, or None if there is no interval."""
         return self.comparison.means.get(row.name, {}).get(column)
 
     @property
     def train_reviews(self) -> float | None:
         """Return the mean number of training reviews, or None if no run recorded it.
 
-        The number depends on the seed, because data.train_limit may be a fraction, and films are
-        not divided.
+        The number depends on the seed if data.train_limit is set, because films are kept whole; see
+        `label_budget.limit_rows`.
         """
         runs = [run.metrics for row in self.rows for run in row.runs]
         counts = [metrics["train_reviews"] for metrics in runs if "train_reviews" in metrics]
@@ -131,7 +133,7 @@ class Table:
 
     @property
     def leakage(self) -> dict[str, float]:
-        """All metrics of the first run that recorded leakage, or {} if no run did.
+        """Return all metrics of the first run that recorded leakage, or {} if no run did.
 
         One run is enough, because all runs have the same split, and therefore the same leakage.
         """
@@ -262,7 +264,7 @@ def write_digest(table: Table) -> str:
 
 
 def write_pair(a: str, b: str, paired: bool, locale: Locale) -> str:
-    """Format the difference of two approaches, with a mark if their test reviews differ."""
+    """Name the difference a - b of two approaches, with a mark if their test reviews differ."""
     name = f"{a} {MINUS} {b}"
     return name if paired else locale("unpaired_mark", name=name)
 
@@ -295,5 +297,5 @@ def write_measured(table: Table, row: Row, column: Column, locale: Locale) -> st
 
 
 def unknown_pretraining(table: Table) -> list[str]:
-    """Return the names of networks that may have been pretrained on test reviews."""
+    """Return the names of networks whose overlap of pretraining and test data is unknown."""
     return [row.name for row in table.rows if row.is_network and row.pretrained_on_test is None]

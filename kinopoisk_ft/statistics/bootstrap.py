@@ -157,8 +157,9 @@ def estimate_mean(scores: RunScores, lowest: float = 0.0) -> Interval:
 
 
 def p_value(resampled: np.ndarray) -> float:
-    """Return the two-sided p-value for the null hypothesis of no difference.
+    """Return the two-sided p-value for the null hypothesis that a difference is 0.
 
+    `resampled` is (resamples,): the difference on each resample; see `seeds.Total`.
     The p-value agrees with the percentile interval: it is below 5% if the 95% interval excludes 0.
     The smallest possible p-value is 2 / (resamples + 1).
     """

@@ -120,7 +120,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     # After rounding, a mean may equal the lower value, which would then count as class 1. If the
     # lower value is 1, the threshold is above 1.
     bounds[1:] = np.maximum(bounds[1:], np.nextafter(values, 2))
-    # Replace the candidate that gives the same predictions as 0.5.
+    # The candidate that gives the same predictions as 0.5 becomes 0.5.
     bounds[np.searchsorted(values, 0.5)] = 0.5
     score = scores(counts)[HEADLINE]
     # Equal scores may differ by rounding errors.

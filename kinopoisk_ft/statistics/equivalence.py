@@ -23,7 +23,7 @@ from kinopoisk_ft.statistics.pairs import Difference, Pair, correct_holm
 
 # The default margin in weighted F1, and a smaller margin for which reports also show verdicts.
 MARGIN, STRICT_MARGIN = 0.02, 0.01
-# The needed numbers of reviews and seeds are those with which a verdict has this probability.
+# Probability of a verdict with the added reviews or seeds of `Decision.count_more`.
 POWER = 0.8
 # Maximum of `more_reviews` and `more_seeds`, which can be huge if the observed deficit is close to
 # the margin.
@@ -38,11 +38,12 @@ class Decision:
     """The verdict on whether a is as good as b. The deficit of a is b - a.
 
     Args:
-        verdict: "as good" if a test rejects that the deficit is at least the margin, "worse" if a
-            test rejects that the deficit is at most the margin, otherwise "undecided".
+        verdict: "as good" if `p_as_good` is at most 5%, "worse" if `p_worse` is at most 5%,
+            otherwise "undecided".
         p_as_good: p-value for the null hypothesis that the deficit is at least the margin.
         p_worse: p-value for the null hypothesis that the deficit is at most the margin.
-        p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin.
+        p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin. It
+            is not corrected for multiple tests; the other p-values are.
         more_reviews: factor by which the number of test reviews must grow to make a verdict likely.
             It takes Holm's correction into account, and assumes that the true difference is equal
             to the observed one. None if there is a verdict already, or if no realistic number of
@@ -67,8 +68,7 @@ class Decision:
     def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
         """Return how many more test reviews, or how many more seeds, would make a verdict likely.
 
-        A number is None if `more_reviews` or `more_seeds`, by which the present number of reviews
-        or seeds would have to be multiplied, is None.
+        The first number is None if `more_reviews` is None, the second if `more_seeds` is None.
         """
         return (
             _count_more(self.more_reviews, pair.reviews), _count_more(self.more_seeds, pair.seeds)
@@ -116,8 +116,8 @@ def decide_together(
 def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[Decision]:
     """Decide, for each difference a - b, whether approach a is as good as approach b.
 
-    The p-values are corrected over all differences (Holm, S., 1979). The correction of `p_as_good`
-    is separate from that of `p_worse`.
+    The p-values are corrected over all differences (Holm, S., 1979). `p_as_good` and `p_worse`
+    are corrected separately.
 
     Args:
         differences: the differences a - b, all in the same metric.
@@ -202,8 +202,7 @@ def _level(ps: Sequence[float]) -> float:
 def _bound(resampled: np.ndarray, level: float) -> float:
     """Return the lower confidence bound of a difference, with the error probability `level`.
 
-    For each x below the bound, the p-value of "the difference is at most x" is at most `level`; see
-    `_p_above`.
+    For each x below the bound, `_p_above(resampled, x)` is at most `level`.
     """
     # For x below the `place`-th smallest resample, at most `place - 1` resamples are at most x, so
     # the p-value of `_p_above` is at most place / (resamples + 1).
@@ -221,15 +220,15 @@ def _p_above(resampled: np.ndarray, bound: float) -> float:
 def _needed(
     difference: Difference, margin: float, level: float
 ) -> tuple[float | None, float | None]:
-    """Return `more_reviews` and `more_seeds` of a `Decision`, for a test at this level.
+    """Return `more_reviews` and `more_seeds` for tests at the significance level `level`.
 
-    The factor for reviews assumes the present number of seeds, and vice versa.
+    See `Decision`. The factor for reviews assumes the present number of seeds, and vice versa.
     """
     found = difference.total
     # A one-sided z-test at this level has the power POWER if the mean is this number of standard
     # errors away from the margin.
     sigmas = stats.norm.ppf(1 - level) + stats.norm.ppf(POWER)
-    # The largest variance with which the mean is so far away.
+    # With a larger variance, the mean would be less than `sigmas` standard errors from the margin.
     target = ((found.mean + margin) / sigmas) ** 2
     return (
         # Reviews affect only the review variance, and seeds affect only the seed variance.

@@ -147,9 +147,9 @@ def estimate_gain(curve: Curve, more: int) -> Interval | None:
 
 
 def _last_crossings(labels: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """Return, for each row, the smallest number of labels above which all differences are positive.
+    """Return, for each row of `differences`, the number of labels above which all are positive.
 
-    `differences[n, i]` (N, points) is a difference with `labels[i]` labels. Between two points,
+    `differences` is (N, points); column i is for `labels[i]` labels. Between two points,
     differences are interpolated linearly in the logarithm of the number of labels. The result is 0
     for a row that is positive at all points, and infinity for a row that is not positive at the
     last point.

@@ -115,7 +115,7 @@ def mcnemar_of(
     (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)).
 
     Args:
-        right_a: (seeds, N) bool, True where a run of a is correct.
+        right_a: (seeds, N) bool, True where approach a classifies a review correctly.
         right_b: the same for b.
         same_seeds: True if runs are paired in the given order. Otherwise, every run of a is paired
             with every run of b.

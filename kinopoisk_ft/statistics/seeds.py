@@ -80,7 +80,7 @@ def subtract(a: RunScores, b: RunScores, *, same_seeds: bool, stream: int = 0) -
         stream: see `total`.
     """
     if same_seeds:
-        # In the differences of paired runs, effects that both runs of a seed share cancel out.
+        # Effects that are common to both runs of a seed cancel out in their difference.
         paired = RunScores(a.observed - b.observed, a.resampled - b.resampled)
         return total([(1.0, paired)], stream)
     return total([(1.0, a), (-1.0, b)], stream)
@@ -118,7 +118,11 @@ def total(sides: Sequence[tuple[float, RunScores]], stream: int = 0) -> Total:
 def _draw_seed_errors(
     variances: list[float], freedoms: list[int], resamples: int, stream: int
 ) -> np.ndarray:
-    """Draw the error due to seeds for each resample, from Student's t distribution."""
+    """Draw an error due to seeds for each resample, from Student's t distribution.
+
+    `variances` and `freedoms` have one value for each mean over several seeds: its squared standard
+    error, and the degrees of freedom of this estimate.
+    """
     if not sum(variances):
         return np.zeros(resamples)
     shares = [(part / sum(variances)) ** 2 / n for part, n in zip(variances, freedoms, strict=True)]

@@ -118,8 +118,8 @@ def _slice(
 def _effective_size(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
     """Return the effective sample size of grouped reviews.
 
-    The accuracy on this number of independent reviews has the same variance as the accuracy on the
-    grouped reviews.
+    With this number of independent reviews, the accuracy would have the same variance. `resampled`
+    is (resamples, runs): the accuracy on resamples of whole groups. `groups` is (N,).
     """
     variance = float(resampled.mean(axis=1).var())
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.

@@ -38,8 +38,8 @@ class PageFigure:
 class Confusion:
     """The confusion matrix of an approach, which the page shows as a table.
 
-    `cells` has a row for each true class. A cell contains the number of reviews, and their
-    percentage of the true class twice: first as text, then as a number.
+    `cells[i][j]` describes the reviews of class i that were predicted as class j: their number as
+    text, their percentage of class i as text, and the same percentage as a number.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Confusion:
 
 
 def costs(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
-    """Return a plot of weighted F1 against each cost, with the training time first."""
+    """Return one plot for each measured cost: weighted F1 against the cost."""
     found = []
     for column in scatter.measured(table):
         rows = [row for row in table.rows if column in row.values]
@@ -103,7 +103,7 @@ def histories_of(table: Table, details: Mapping[str, Details]) -> Histories:
 
 
 def curves(histories: Histories, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
-    """Return one plot for each metric of training, with the curves of all approaches."""
+    """Return one plot for each metric of the learning curves, with the runs of all approaches."""
     found = []
     for key in run_plots.measured_curves(histories):
         title = locale(f"axis_{key}")

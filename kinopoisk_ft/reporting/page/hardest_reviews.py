@@ -50,9 +50,10 @@ class HardReview:
 def find_hardest(
     table: Table, predictions: Mapping[str, Predictions], count: int
 ) -> tuple[list[int], dict[str, str]]:
-    """Return the row numbers of the hardest reviews, and one run of each approach.
+    """Return at most `count` of the hardest reviews, and one run of each approach.
 
-    The runs are {approach: run id of its first seed}.
+    The reviews are given as row numbers in the source data, in the order of `hardest`. The runs
+    are {approach: run id of its first seed}.
     """
     answered = _find_answers(table, predictions)
     rows = [int(_first(answered).rows[i]) for i in _choose(answered, count)]
@@ -120,7 +121,7 @@ def _average(answered: Mapping[str, list[Predictions]]) -> np.ndarray:
 
 
 def _choose(answered: Mapping[str, list[Predictions]], count: int) -> list[int]:
-    """Return the positions of the hardest reviews, the hardest first."""
+    """Return the indices of at most `count` reviews in the test set, in the order of `hardest`."""
     if not answered:
         return []
     labels, means = _first(answered).labels, _average(answered)

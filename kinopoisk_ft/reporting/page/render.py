@@ -107,7 +107,7 @@ def _view(
         "facts": describe_runs(table, files.details, locale),
         "section": section,
         "names": [row.name for row in table.rows],
-        # `choices` returns the quality last, but the page shows it first.
+        # `choices` returns the recommendation by quality last, but the page shows it first.
         "cards": sorted(section.choices, key=lambda card: card.limit != "quality"),
         "results": results.results(table, locale, looks),
         "costs": figures.costs(table, stem, locale, looks),

@@ -53,7 +53,7 @@ def budgets(table: Table, locale: Locale) -> pd.DataFrame:
         ]
         for key in (*BUDGET, SEARCH, *TEXTS)
     }
-    # A string times False is empty, because TF-IDF has no learning rate.
+    # TF-IDF has no learning rate, so its cell is empty: a string times False.
     columns[locale("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]

@@ -32,7 +32,7 @@ class Axis:
     def of(cls, intervals: Sequence[Interval]) -> Axis:
         """Create an axis that contains all intervals."""
         low, high = min(one.low for one in intervals), max(one.high for one in intervals)
-        # If all values are equal, the axis still needs a width, by which `place` divides.
+        # If all values are equal, the axis still needs a width, because `place` divides by it.
         pad = PADDING * (high - low) or PADDING
         return cls(low - pad, high + pad)
 
@@ -105,7 +105,7 @@ def results(table: Table, locale: Locale, looks: Looks) -> Bars:
         floor = table.majority[HEADLINE]
         nothing = (Cell(NOTHING, ""), Cell(NOTHING, ""))
         score = Cell(locale.number(floor, 3), floor)
-        # When the table is sorted, a line without a look keeps its place.
+        # The script of the page does not move a line without a look when it sorts the table.
         lines.append(Line(locale("majority"), None, score, "", nothing, ""))
     headings = [locale("approach"), locale("axis_f1_interval"), locale.heading(COLUMNS[cost]),
                 locale(TRAINABLE), locale("verdict")]  # fmt: skip

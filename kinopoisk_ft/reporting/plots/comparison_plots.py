@@ -82,10 +82,10 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
     lines = math.ceil(len(rows) / columns)
     figure = new_figure(SIDE * columns + 0.4, (SIDE + 0.55) * lines + 0.3)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    # The bins of all approaches count, so that all diagrams have the same horizontal axis.
+    # Include the bins of all approaches, so that all diagrams have the same horizontal axis.
     bins = [one for pair in known.values() for part in pair for one in part]
     low = min(one.confidence for one in bins)
-    # The last line may have more panels than approaches. These panels are removed below.
+    # There may be more panels than approaches. The empty ones are removed below.
     for axes, row in zip(panels.flat, rows, strict=False):
         axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle="--")
         before, after = table.comparison.reliability[row.name]
@@ -128,7 +128,7 @@ def _label(key: str, row: Row, column: str, locale: Locale) -> str:
 def draw_label_curves(
     found: LabelCurves, locale: Locale, looks: Looks, *, legend: bool = True
 ) -> Figure:
-    """Draw a line with a 95% band for each approach.
+    """Draw weighted F1 by number of labels: for each approach, a line with a 95% band.
 
     The HTML page uses a narrower figure without a legend, because the page has its own legend.
     """

@@ -13,7 +13,7 @@ COLOURS = (
 DARK_COLOURS = (
     "#56b4e9", "#ff8a3d", "#35c495", "#e39cc7", "#e6b143", "#b09cf0", "#c99b7d", "#b5bac0",
 )  # fmt: skip
-# Markers of Matplotlib, with similar characters for HTML. They are one more than the colours, so
+# Markers of Matplotlib, with similar characters for HTML. There is one marker more than colours, so
 # that 72 approaches have different pairs of colour and marker.
 MARKERS = {
     "o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "<": "◀", ">": "▶",

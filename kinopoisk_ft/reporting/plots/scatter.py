@@ -40,7 +40,7 @@ ZERO_SHARE = 0.14
 
 
 def draw(table: Table, locale: Locale, looks: Looks) -> Figure:
-    """Draw one panel per measured cost, with a legend."""
+    """Draw weighted F1 against each measured cost, one panel per cost, with a legend."""
     columns, names = measured(table), [row.name for row in table.rows]
     # The legend has two columns.
     height = PANEL_HEIGHT * len(columns) + 0.4 + LEGEND_HEIGHT * math.ceil(len(names) / 2)
@@ -64,7 +64,7 @@ def draw_one(table: Table, column: str, locale: Locale, looks: Looks) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the costs that at least one row has, such as the training time.
+    """Return the costs with a value in at least one row, such as the training time.
 
     If there are none, return the training time, because a figure needs at least one panel.
     """
@@ -103,7 +103,7 @@ def _panel(axes: Axes, table: Table, column: str, looks: Looks, locale: Locale) 
 
 
 def _log_axis(axes: Axes, values: list[float], column: str, locale: Locale) -> list[float]:
-    """Prepare the horizontal axis, and return the positions of the values on it."""
+    """Set up a logarithmic x axis that may contain 0, and return the x coordinate of each value."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
     ticks = _ticks(low, high)
