@@ -22,11 +22,11 @@ from kinopoisk_ft.search.sweeper import Search
 
 
 class SearchSweeper(Search):
-    """The sweeper `Search`, where Hydra can find it; conf/sweep/lr_search.yaml selects it."""
+    """Make the sweeper `Search` visible to Hydra; conf/sweep/lr_search.yaml selects this class."""
 
 
 class EngineLauncher(Launcher):
-    """A launcher that runs the jobs of a sweep with the functions in the module `engine`."""
+    """A launcher that runs the jobs of a sweep with functions from the module named in `engine`."""
 
     engine: ClassVar[str]
 
@@ -45,7 +45,7 @@ class EngineLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs and return their results in order."""
+        """Run the jobs, and return their results in the order of `job_overrides`."""
         launch_jobs = import_module(self.engine).launch_jobs
         found: list[JobReturn] = launch_jobs(
             self.context, self.options, job_overrides, initial_job_idx
@@ -77,7 +77,7 @@ class LauncherConfigs(SearchPathPlugin):
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Store the configs, and leave the search path unchanged."""
+        """Add the configs to Hydra's ConfigStore, and leave the search path unchanged."""
         # The launchers are optional packages (extras `parallel` and `slurm`).
         if find_spec("hydra_plugins.hydra_joblib_launcher") is not None:
             from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
@@ -97,7 +97,7 @@ def _store(name: str, node: Any) -> None:
 
 
 class RayLauncher(EngineLauncher):
-    """A launcher that runs each job as a Ray task in its own process, with the `RayConfig`."""
+    """A launcher that runs each job as a Ray task in its own process; see `RayConfig`."""
 
     engine = "kinopoisk_ft.sweeps.ray_jobs"
 

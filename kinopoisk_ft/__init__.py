@@ -24,9 +24,9 @@ _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 class _LazyConfig:
-    """A placeholder for the config classes of this project's models in transformers.
+    """A placeholder that AutoConfig holds instead of this project's config classes.
 
-    When transformers reads a config, the real classes replace the placeholder.
+    When transformers reads a config of this project, the real classes replace the placeholder.
     """
 
     @classmethod

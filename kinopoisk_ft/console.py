@@ -42,7 +42,7 @@ def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
 
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        # With arguments, a test or another program calls the command, so its process must stay.
+        # If a test or another program calls the command with arguments, do not replace its process.
         if not (args or kwargs):
             _restart_in_utf8()
             collect_rarely()

@@ -216,8 +216,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_refusal(error: Exception) -> bool:
     """Return whether transformers raised `error` because files are missing or unusable.
 
-    If a file has other contents than expected, any exception may be raised, for example an
-    AttributeError if a list replaces a string.
+    If the contents of a file are unexpected, transformers may raise any exception, for example an
+    AttributeError for a list instead of a string.
     """
     # If files are missing, transformers raises a bare OSError without errno.
     if isinstance(error, (OSError, MemoryError, UserError)):

@@ -160,7 +160,7 @@ def make_tags(
 
 @cache
 def get_commit() -> str:
-    """Return the git commit of the package, with "-dirty" if files have changed."""
+    """Return the git commit of the package, with "-dirty" if files have changed, or "unknown"."""
     # Without `--exclude=*`, `git describe` would name the commit after a tag.
     command = "git describe --always --dirty --abbrev=12 --exclude=*"
     try:

@@ -94,7 +94,7 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
     current time would differ between processes.
 
     Returns:
-        The objective on rank 0; None on other ranks.
+        On rank 0, `Result.objective`, which a sweeper may optimize; None on other ranks.
     """
     trainer = prepared.cfg.trainer
     seconds = trainer.get("process_timeout", TIMEOUT)

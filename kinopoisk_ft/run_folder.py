@@ -131,7 +131,7 @@ class RunFolder:
         self._clear()
 
     def _clear(self) -> None:
-        # The record goes first: with a record, but without checkpoints, training would start over.
+        # Delete the record first: a record without checkpoints would restart the training.
         self.file.unlink(missing_ok=True)
         for folder in self.folder.glob("checkpoint-*"):
             shutil.rmtree(folder, ignore_errors=True)

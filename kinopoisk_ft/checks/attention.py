@@ -24,7 +24,7 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# Selects the code path with dropout, but is so small that no value of the self-test is dropped.
+# This rate selects the code path with dropout, but is so small that the self-test drops no value.
 TINY_DROPOUT = 1e-9
 
 

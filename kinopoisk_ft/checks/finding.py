@@ -29,5 +29,5 @@ class Finding:
 
 
 def format_error(error: Exception) -> str:
-    """Return the type of an exception and the first line of the message."""
+    """Return the type of an exception and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)}"

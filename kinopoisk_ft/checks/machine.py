@@ -70,10 +70,10 @@ def _check_gpus() -> Iterator[Finding]:
         yield Finding("cuda", "broken", detail, fix=fix)
 
 
-# Cached, because both the precision section and the attention section call it.
+# The result is cached, because both the precision section and the attention section call it.
 @cache
 def choose_auto() -> tuple[torch.device, str, str]:
-    """Return the automatic choice of device and precision, and the reason for the precision."""
+    """Return the device and the precision that "auto" selects, and the reason for the precision."""
     device = choose_device("auto")
     return device, *choose_precision("auto", device)
 

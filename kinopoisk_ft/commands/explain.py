@@ -22,7 +22,7 @@ are the terms of the logit. Their sum shows how much the words change the differ
 """
 # Number of words in the printed table.
 MOST_WORDS = 12
-# ANSI codes: 256 colours, from a weak to a strong shade, for words for and against the answer.
+# ANSI codes: 256 colours, from a weak to a strong shade, for words for and against the prediction.
 FOR, AGAINST, RESET = (194, 157, 120), (224, 217, 210), "\x1b[0m"
 PAGE = """<!DOCTYPE html>
 <html>
@@ -110,7 +110,7 @@ def _shade(text: str, level: float) -> str:
 
 
 def as_page(found: Explanation) -> str:
-    """Return an HTML page with the words shaded green (for the answer) or red (against it)."""
+    """Return an HTML page; words for the predicted class are green, words against it are red."""
     from kinopoisk_ft.serving.attributions import shade_html
 
     # `shade_html` escapes the words of the review itself.

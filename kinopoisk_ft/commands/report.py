@@ -128,9 +128,9 @@ def _hide_progress_bars() -> None:
 
 
 def summarize_sweep(uri: str, parent: str) -> str:
-    """Return a summary of the runs of a sweep, and the commands that show more.
+    """Return a text with a summary of the runs of a sweep and the commands that show more.
 
-    The MLflow UI shows the summary, too.
+    The summary also becomes the description of the sweep's parent run, whose id is `parent`.
     """
     _hide_progress_bars()
     from mlflow.exceptions import MlflowException
@@ -179,6 +179,6 @@ def _explain(
                 for row in rows
             }
             found = explain_runs(client, uri, tested)
-            # Tables for different numbers of labels have equal row names, so the keys have run ids.
+            # Tables for different numbers of labels have the same approaches, so keys use run ids.
             shaded |= {(runs[name], row): shade_html(one) for (name, row), one in found.items()}
     return replace(files, shaded=shaded)

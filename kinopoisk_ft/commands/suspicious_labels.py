@@ -55,11 +55,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
-    """Return the reviews with suspicious labels, and the number of checked reviews.
+    """Find the reviews with suspicious labels, most suspicious first.
 
-    The reviews are the rows of a frame. Its columns are row, label, suggested (the most probable
-    class), p_label (the probability of the label) and, if known, film and text (the first
-    characters).
+    Returns:
+        A frame with one row per suspicious label, and the number of checked reviews. The columns
+        are row (row number of the review in the source data), label, suggested (the most probable
+        class), p_label (the probability of the label) and, if known, film and text (its start).
 
     Raises:
         UserError: cleanlab is missing, a file cannot be read, or the runs cannot be combined.
@@ -89,7 +90,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     # (N, classes), in the order of `rows` and `labels`.
     probabilities = np.concatenate([part.probabilities for part in parts])
     # The self-confidence is the probability of the given label. The lowest values come first.
-    # In one process, because the data are small and new processes would import everything again.
+    # One process is enough: the data are small, and new processes would import everything again.
     order = find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )

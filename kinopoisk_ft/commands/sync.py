@@ -1,4 +1,4 @@
-"""Implement `kinopoisk-ft sync`, which sends missing runs to MLflow."""
+"""Implement `kinopoisk-ft sync`, which sends runs to MLflow if they are not there yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinopoisk_ft.console import handle_errors
 
 @handle_errors
 def main(argv: list[str] | None = None) -> int:
-    """Send missing runs. Return 1 if an event was not sent, 130 after Ctrl-C, else 0."""
+    """Send runs to MLflow. Return 1 if an event was not sent, 130 after Ctrl-C, else 0."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft sync",
         description="Send runs to MLflow that were made offline (tracking=offline) or while the "

@@ -279,7 +279,7 @@ def _list_nodes(node: Any, prefix: str = "") -> list[str]:
 
 
 def is_composition_error(error: TypeError) -> bool:
-    """Return whether a TypeError comes from Hydra's own code, as for `adapter=[1]`."""
+    """Return whether Hydra's own code raised a TypeError, for example for `adapter=[1]`."""
     last = error.__traceback__
     # The last entry of a traceback is the frame in which the error was raised.
     while last and last.tb_next:

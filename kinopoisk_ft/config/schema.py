@@ -1,4 +1,4 @@
-"""Build JSON schemas of the config groups, with which editors complete and check config files.
+"""Build JSON schemas of the config groups. Editors use them to complete and check config files.
 
     python -m kinopoisk_ft.config.schema
 

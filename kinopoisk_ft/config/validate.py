@@ -90,7 +90,10 @@ def check_config(composed: DictConfig) -> None:
 
 
 def _resolve(cfg: DictConfig, experiment: str | None) -> dict[str, Any]:
-    """Return the config as a dict with resolved interpolations.
+    """Resolve the interpolations of a config, validate it, and return it as a dict.
+
+    Args:
+        experiment: the chosen option of the config group `experiment`, for the error message.
 
     Raises:
         UserError: the config is invalid.

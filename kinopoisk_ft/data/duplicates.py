@@ -35,7 +35,7 @@ def fold_text(text: str) -> str:
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
     """Return the group number of each text, (N,); near-duplicates have the same number.
 
-    Near-duplicates have the same first, or the same last, 120 letters and digits.
+    In near-duplicates, the first 120 letters and digits are the same, or the last 120.
 
     Shorter texts are compared as a whole, with punctuation and emoji. In a short text, one
     character can reverse the meaning: "Фильм :)" and "Фильм :(".

@@ -223,17 +223,17 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row. Each line of such a row has as many fields as the header. If most multi-line
-    rows are of this kind, but none meets the condition for the error below, a warning is logged.
+    multi-line row. Each of its lines then has as many fields as the header. If this is true for
+    most multi-line rows, but there is no reason for the error below, a warning is logged.
 
     Args:
-        lines: number of the first line of each row.
-        last_lines: {row index from 0: number of the last line} for multi-line rows.
+        lines: line number in the file, from 1, at which each row starts.
+        last_lines: {index in `rows`: line number at which the row ends} for multi-line rows.
 
     Raises:
-        UserError: at least two lines of a multi-line row look like rows of the table. Such a line
-            has as many fields as the header. In columns with few distinct values, such as labels,
-            its values also occur in single-line rows.
+        UserError: a multi-line row contains at least two lines that look like separate rows. Such a
+            line has as many fields as the header. In columns with few distinct values, such as
+            labels, it has values that also occur in single-line rows.
     """
     known = _known_values(rows, last_lines)
     swallowing, doubtful = [], []
@@ -266,7 +266,10 @@ def check_multiline_fields(
 
 
 def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, set[str]]:
-    """Return {column number: distinct values} for the columns with few distinct values."""
+    """Return {column index: distinct values} for the columns with few distinct values.
+
+    The rows whose indices are in `skipped` are ignored.
+    """
     columns = zip(*(row for i, row in enumerate(rows) if i not in skipped), strict=True)
     distinct = [(len(column), set(column)) for column in columns]
     # In these columns, each value occurs at least twice on average.

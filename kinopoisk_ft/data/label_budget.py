@@ -18,7 +18,7 @@ SMALL_GROUP = 20
 def limit_rows(
     labels: np.ndarray, groups: np.ndarray | None, limit: float, seed: int
 ) -> np.ndarray:
-    """Choose rows of the train split that have about the class proportions of the whole split.
+    """Choose train rows that have about the class proportions of the whole train split.
 
     Subsets with the same seed are nested: a smaller one is part of each larger one.
 
@@ -47,7 +47,7 @@ def limit_rows(
         rows = _order_rows(labels, rng)[:count]
     else:
         order = _order_groups(labels, groups, rng)
-        # The number of groups is the one with which the number of rows is closest to `count`.
+        # Choose the number of groups that brings the number of rows closest to `count`.
         totals = np.cumsum([len(group) for group in order])
         rows = np.concatenate(order[: 1 + int(np.abs(totals - count).argmin())])
     if lacking := set(labels.tolist()) - set(labels[rows].tolist()):
@@ -75,11 +75,11 @@ def _order_rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _order_groups(
     labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the rows of each group, in the order in which `limit_rows` takes the groups.
+    """Return the row positions of each group, in the order in which `limit_rows` adds the groups.
 
-    Groups are taken one by one. Each step draws a few random groups, and takes the group that
-    brings the class proportions of the taken rows closest to those of all rows. A group that is
-    large compared with the rows taken so far is taken later, so that no step adds a large fraction.
+    Each step draws a few random groups, and adds the group that brings the class proportions of
+    the subset closest to the class proportions of all rows. A group of more than SMALL_GROUP rows
+    waits until the subset has twice as many rows, or until no smaller group is left.
     """
     # (classes,): class proportions of all rows.
     shares = np.bincount(labels) / len(labels)

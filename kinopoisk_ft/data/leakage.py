@@ -44,9 +44,9 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return {MLflow metric name: value} for `shared` and for `shared` / `total`.
+        """Return {metric name: value} for `shared` and for `shared` / `total`.
 
-        `name` is a kind in `Leakage.overlaps`, for example "films".
+        `name` is the part of the metric names that says what is counted, for example "films".
         """
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
@@ -79,7 +79,7 @@ class Leakage:
         return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 
     def metrics(self) -> dict[str, float]:
-        """Return {MLflow metric name: value}; each name starts with `leakage_`."""
+        """Return {metric name: value}; each name starts with `leakage_`."""
         values: dict[str, float] = {"leakage_majority_accuracy": self.majority}
         for name, overlap in self.overlaps.items():
             values |= overlap.metrics(name)

@@ -66,7 +66,7 @@ def _to_arrow(table: Table) -> pa.Table:
 
 def _find_other_type(values: list[Any], places: list[str]) -> str | None:
     typed = [(type(value), place) for value, place in zip(values, places, strict=True)]
-    # Nulls have no type of their own: a column of any Arrow type can contain them.
+    # Nulls are ignored, because a column of any Arrow type can contain them.
     present = [pair for pair in typed if pair[0] is not type(None)]
     return next((place for kind, place in present if kind is not present[0][0]), None)
 

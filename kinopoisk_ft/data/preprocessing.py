@@ -34,9 +34,9 @@ def find_omitted(length: int, left: int, right: int, room: int | None, truncatio
     """Return the positions in a tokenized text that truncation omits.
 
     Args:
-        length: number of tokens of the whole text, including special tokens.
-        left, right: numbers of special tokens before and after the text.
-        room: maximum number of tokens to keep, without special tokens; None for no limit.
+        length: number of tokens of the whole text, including the tokens added to it.
+        left, right: numbers of tokens added before and after the text; see `count_added_tokens`.
+        room: maximum number of text tokens to keep, without added tokens; None for no limit.
         truncation: one of TRUNCATIONS.
     """
     if room is None:
@@ -104,7 +104,9 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TextCoverage:
-    """Numbers of characters and tokens before and after truncation, without special tokens.
+    """Numbers of characters and tokens, of one text or of several texts together.
+
+    Special tokens and the prefix are not counted.
 
     Args:
         characters, tokens: numbers before truncation.
@@ -120,7 +122,7 @@ class TextCoverage:
         return TextCoverage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def metrics(self) -> dict[str, float]:
-        """Return the kept fractions of characters and tokens, and the characters per token."""
+        """Return {metric name: value}: the kept fractions, and the characters per token."""
         values = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
         # TF-IDF has no tokens.
         if self.tokens:

@@ -103,7 +103,7 @@ class DataSplit:
         counts: numbers of rows by name, such as rows_read, dropped_empty and train.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
         split_digest: SHA-256 (hex) of the row numbers in train, val and test, before
-            `train_limit`.
+            `train_limit` is applied.
         preprocessing: preprocessing options. The texts are cleaned, but not yet truncated.
     """
 

@@ -82,7 +82,7 @@ def split_randomly(labels: np.ndarray, class_names: tuple[str, ...], shares: Sha
 
 
 def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
-    """Return the SHA-256 (hex) of the row numbers in all splits, in the given order."""
+    """Return the SHA-256 (hex) of the row numbers in each split; their order matters."""
     digest = hashlib.sha256()
     # Little-endian 64-bit integers give the same digest on every platform.
     for name, rows in (("train", train), ("val", val), ("test", test)):
@@ -183,11 +183,11 @@ def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
 def split_rows(
     frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
-    """Return the positions of the rows in train, validation and test.
+    """Return the positions in `frame` of the train rows, the validation rows and the test rows.
 
     Without folds, a random split is made by `split_randomly`, which repeats the splits of the
-    study that this project started from. Such a random split may put near-duplicates into different
-    splits, and so may a predefined split. All other kinds keep near-duplicates together.
+    study that this project started from. Such a random split and a predefined split may put
+    near-duplicates into different splits. All other kinds keep near-duplicates together.
 
     Args:
         frame: frame with the columns label and place, and the column that the split rule needs.

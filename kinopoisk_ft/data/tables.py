@@ -142,7 +142,7 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
 
 
 def read_lines(path: Path, stream: BinaryIO | None = None) -> Table:
-    """Read a text file with one text per line as a table with the column `text`.
+    """Read a file that has one text per line; return a table with the column `text`.
 
     Blank lines contain no text and are skipped.
 

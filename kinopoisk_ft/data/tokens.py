@@ -54,7 +54,7 @@ class Tokens:
     """The token ids of N texts, without padding and not yet divided into windows.
 
     Args:
-        seen: numbers of characters and tokens in all texts together.
+        seen: numbers of characters and tokens, before and after truncation, in all texts together.
         truncated: fraction of characters that truncation removed from each text, (N,).
     """
 
@@ -117,7 +117,7 @@ def encode(
     """Truncate and tokenize cleaned texts.
 
     Returns:
-        The column `input_ids`, and a column for each field of `TextCoverage`.
+        {name: one value per text} for `input_ids` and for each field of `TextCoverage`.
     """
     cut, prefix = preprocessing.texts(texts), preprocessing.text_prefix
     # Shortened texts are also tokenized as a whole, to count their tokens before truncation.

@@ -18,7 +18,7 @@ DEFAULT_STRIDE = 0.75
 
 @dataclass(frozen=True)
 class Windows:
-    """The sizes of windows.
+    """The sizes of the windows into which long reviews are divided.
 
     Each window gets the same special tokens and the same `data.text_prefix` as an undivided review.
 
@@ -26,7 +26,7 @@ class Windows:
         room: maximum number of text tokens in a window.
         stride: maximum distance between the starts of two adjacent windows, in tokens.
         max_windows: maximum number of windows of a review; None for no limit.
-        left, right: numbers of tokens before and after the text: special tokens and the prefix.
+        left, right: numbers of special and prefix tokens before and after the text of a window.
     """
 
     room: int
@@ -39,7 +39,7 @@ class Windows:
     def of(
         cls, room: int, stride: int | None, max_windows: int | None, left: int, right: int
     ) -> Windows:
-        """Create windows; if `stride` is None, a quarter of each window overlaps with the next.
+        """Choose the sizes; if `stride` is None, a quarter of each window overlaps with the next.
 
         Raises:
             UserError: `stride` is larger than a window, so tokens between windows would be lost.
@@ -64,7 +64,7 @@ class Windows:
         """Return the number of windows of each review, (N,).
 
         Args:
-            lengths: number of tokens of each review, with special tokens, (N,).
+            lengths: number of tokens of each review, with special and prefix tokens, (N,).
         """
         beyond = np.maximum(0, lengths - self.left - self.right - self.room)
         # -(-a // b) is a / b, rounded up.
@@ -93,7 +93,7 @@ class Windows:
         return [[*first, *text[start : start + self.room], *last] for start in starts]
 
     def ranges(self, lengths: np.ndarray) -> list[range]:
-        """Number all windows of all reviews from 0, and return the range of each review."""
+        """Return the range of window numbers of each review; all windows are numbered from 0."""
         bounds = np.concatenate([[0], np.cumsum(self.count(lengths))])
         return [range(start, end) for start, end in pairwise(bounds.tolist())]
 

@@ -60,7 +60,7 @@ _WRITTEN = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-# A line without any of these has no match of _WRITTEN, which takes longer to search for.
+# Only a line with one of these can match _WRITTEN. A search for _WRITTEN takes longer.
 _HINT = re.compile(
     r"из\s+(?:\d|десяти|ста|пяти)|[/\\]\s?\d|балл?|оценк|рейтинг|вердикт|итог|став|тв[её]рд",
     re.IGNORECASE,

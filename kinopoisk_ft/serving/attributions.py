@@ -25,7 +25,7 @@ from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor, check_texts
 from kinopoisk_ft.training.batching import Examples
 
-# Points at which the gradients are computed, and how many of them run in one batch. With 100
+# Number of points at which the gradients are computed, and number of points per batch. With 100
 # points, the attributions of the tested models sum to the logit difference within 1%.
 STEPS, BATCH_SIZE = 100, 10
 # Number of n-grams of TF-IDF that are shown as HTML. They have no order in the text.
@@ -139,10 +139,14 @@ def _integrate(
     classes: tuple[int, int],
     steps: int,
 ) -> tuple[np.ndarray, float, float]:
-    """Attribute the difference between the logits of two classes to the tokens.
+    """Attribute the logit of `classes[0]` minus the logit of `classes[1]` to the tokens.
+
+    Args:
+        special: for each token of each window, whether it is a special token or prefix token.
 
     Returns:
-        The attributions (windows, length), the difference for the baseline, and for the text.
+        The attributions (windows, length), the logit difference for the baseline, and the logit
+        difference for the text.
     """
     integrated_gradients = import_extra("captum.attr", "explain").IntegratedGradients
     embedding = _find_token_embedding(module)
@@ -186,7 +190,7 @@ def _find_token_embedding(module: nn.Module) -> nn.Module:
             # Some classes of this project and of users do not implement this method.
             with suppress(NotImplementedError):
                 return part.get_input_embeddings()
-    # Our own networks have no other embedding before the one of the tokens.
+    # In this project's own networks, the first embedding is the token embedding.
     return next(part for part in module.modules() if isinstance(part, nn.Embedding))
 
 
@@ -195,8 +199,8 @@ def _join_words(
 ) -> Iterator[Word]:
     """Yield the words of a text; the score of a word is the sum of its tokens' scores.
 
-    Special tokens belong to no word: their span is None. Their scores are 0, because the input to
-    which the text is compared has the same special tokens.
+    Special tokens and prefix tokens have the span None and belong to no word. Their scores are 0,
+    because the baseline contains the same tokens.
     """
     words = [(match.start(), match.end()) for match in WORD.finditer(text)]
     sums, last = np.zeros(len(words)), 0
@@ -218,7 +222,7 @@ def scale_scores(words: Sequence[Word]) -> list[float]:
 
 
 def shade_html(found: Explanation) -> str:
-    """Return the words as HTML, shaded green (for the answer) or red (against it).
+    """Return the words as HTML; words for the predicted class are green, words against it are red.
 
     The `title` attribute of each word contains its score.
     """

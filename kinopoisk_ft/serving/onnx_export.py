@@ -218,10 +218,10 @@ def _quantize(file: Path) -> None:
 
 
 def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
-    """Compare the logits of both models.
+    """Compare the logits of the original model and of the exported model in `folder`.
 
     Raises:
-        UserError: the logits differ by more than `tolerance`, relative to the largest logit.
+        UserError: a difference exceeds `tolerance`, relative to the largest logit (at least 0.1).
     """
     exported = Predictor(folder, "cpu")
     reviews = read_example_texts(CHECKED_REVIEWS)

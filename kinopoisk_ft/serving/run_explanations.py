@@ -1,4 +1,4 @@
-"""Explain the answers of finished runs for reviews of their test split."""
+"""Explain the predictions of finished runs for reviews of their test splits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from kinopoisk_ft.serving.predictor import Predictor
 def explain_runs(
     client: MlflowClient, uri: str, runs: Mapping[tuple[str, int], str]
 ) -> dict[tuple[str, int], Explanation]:
-    """Explain answers of runs for reviews of their test splits.
+    """Explain predictions of runs for reviews of their test splits.
 
     Args:
-        runs: {(name, row number of a review in the source data): id of a run whose test split
-            contains the review}.
+        runs: {(name of an approach, row number of a review in the source data): id of a run of
+            this approach whose test split contains the review}.
 
     Returns:
-        {(name, row): explanation}.
+        {(name of an approach, row number): explanation}.
 
     Raises:
         UserError: a model or the data of a run are not available, or a review is missing.

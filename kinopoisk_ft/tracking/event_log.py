@@ -1,9 +1,9 @@
 """Write and read event logs, which are JSONL files in the folder of a run.
 
 Each line is a JSON object with the keys `seq` (1, 2, ...), `time` (ms since 1970) and `verb` (the
-kind of event). The other keys depend on `verb`, except the last: `crc` is the CRC-32 of the object
-without it, and is missing in logs of earlier versions. Next to a log `<id>.jsonl`, the file
-`<id>.sent.json` records which events an MLflow store already has.
+kind of event), and other keys that depend on `verb`. The last key, `crc`, contains the CRC-32 of
+the object without this key; logs of earlier versions do not have it. Next to a log `<id>.jsonl`,
+the file `<id>.sent.json` records which events an MLflow store already has.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class EventLog:
         """Append an event. A full disk only causes a warning."""
         with self._mutex:
             now = int(time.time() * 1000)
-            # `sync` passes another time: a run whose process died ends with its last event.
+            # The command `sync` passes the time of the last event for a run whose process died.
             self.events.append({"seq": self.seq + 1, "time": now, "verb": verb} | fields)
             self._write()
 

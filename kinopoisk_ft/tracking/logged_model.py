@@ -74,8 +74,8 @@ def log_model(
 
     Args:
         code: the Python file with the pyfunc class that loads the folder.
-        class_names: the classes in order. The output has a column `p_<name>` for the probability
-            of each class.
+        class_names: the class names in the order of their ids. The output of the model has a
+            column `p_<name>` with the probability of each class.
         name, tags: name and tags of a new model.
 
     Returns:
@@ -141,8 +141,8 @@ def _find_test_data(run: Run) -> Dataset | None:
 def register_model(client: MlflowClient, run_id: str, name: str) -> None:
     """Register the model of a run as a new version, unless this was already done.
 
-    The alias `champion` moves to the new version if its test score is higher than that of the
-    present champion, or if the present champion was tested on other reviews.
+    The alias `champion` moves to the new version if the new version has a higher test score than
+    the present champion, or if the present champion was tested on other reviews.
 
     Raises:
         ValueError: the run has no model.

@@ -44,7 +44,7 @@ def to_mlflow(name: str) -> str:
 
 
 def from_mlflow(key: str) -> str:
-    """Convert MLflow's name of a metric, such as "test/accuracy", to ours, "test_accuracy".
+    """Convert an MLflow name, such as "test/accuracy", to the flat name, such as "test_accuracy".
 
     A name without a group is returned unchanged.
     """
@@ -63,10 +63,10 @@ def flat_metrics(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def readable_params(values: Mapping[str, str]) -> dict[str, str]:
-    """Return params without Hydra's own keys.
+    """Remove Hydra's own keys from the params of a run.
 
     `trainer.schedule._target_=kinopoisk_ft.training.schedule.cosine` becomes
-    `trainer.schedule=cosine`. The target of another package keeps its whole path.
+    `trainer.schedule=cosine`. A target in another package keeps its full name.
     """
     readable = {}
     for key, value in values.items():

@@ -111,7 +111,7 @@ class OfflineTracker(Tracker):
             self.tags({PARENT_TAG: parent})
 
     def _start_monitor(self) -> None:
-        # It imports MLflow, which offline runs do not need otherwise.
+        # This module imports MLflow, which offline runs do not need otherwise.
         from kinopoisk_ft.tracking.system_metrics import PREFIX, SystemMonitor
 
         steps = [step for name, step in self._recorded if name.startswith(PREFIX)]
@@ -140,7 +140,7 @@ class OfflineTracker(Tracker):
         self._log.append("artifact", path=portable_path(path, self._log.folder))
 
     def dataset(self, context: str, values: dict[str, str]) -> None:
-        """Record a part of the data, named after the chosen option of the config group `data`."""
+        """Record a part of the data; its name is the chosen option of the config group `data`."""
         name = self._log.tags.get("data", "data")
         self._log.append("dataset", context=context, values={"name": name, **values})
 

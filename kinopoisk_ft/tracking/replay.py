@@ -68,7 +68,7 @@ class Replay:
     """The transfer of one event log to one store.
 
     The process may be killed and restarted at any time. The position in the log is saved after each
-    call of `step`, so only the events of one call may be sent again. This creates no duplicates.
+    call of `step`, so the events of at most one call are sent again. This creates no duplicates.
     An existing run is found by a tag with the id of the event log. MLflow's databases ignore a
     second metric with the same step, time and value. All other requests overwrite values.
 
@@ -111,7 +111,7 @@ class Replay:
 
     def _next_batch(self) -> list[Event]:
         if self._retries:
-            # A refused event may be of any kind, and `_write` joins only metrics.
+            # Send one event at a time: it may have any verb, and `_write` joins only metrics.
             return self._retries[:1]
         events = self.event_log.after(self.event_log.state.seq)
         if events:

@@ -267,6 +267,6 @@ def _create_database(file: Path) -> None:
 
 
 def _delete_database(file: Path) -> None:
-    # The journal goes first, because SQLite would apply it to the next file with this name.
+    # The journal is deleted first: SQLite would apply it to the next file with this name.
     for suffix in ("-journal", ""):
         Path(f"{file}{suffix}").unlink(missing_ok=True)

@@ -131,7 +131,7 @@ class ParentRun(Callback):
         return self.tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
 
     def find_store(self) -> tuple[str, str] | None:
-        """Return the URI of the MLflow store and the id of the parent run; None if unknown."""
+        """Return the MLflow store's URI and the parent run's id; None if either is unknown."""
         uri = self.tracker.get_uri()
         return (uri, self.run_id) if uri and self.run_id else None
 
