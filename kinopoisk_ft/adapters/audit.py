@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Count the trainable parameters and all parameters. Tied parameters count once.
+    """Return the numbers of trainable weights and of all weights. Tied weights count once.
 
     For each module in `modules_to_save`, PEFT also keeps the untrained original. The original is
     not counted.
@@ -38,7 +38,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def log_trainable(module: nn.Module) -> None:
-    """Log the number and the names of the trainable parameters, with `*` for layer numbers.
+    """Log how many weights are trained, and the names of their parameters (`*` for layer numbers).
 
     Raises:
         UserError: no parameter is trainable.

@@ -25,7 +25,7 @@ class Adapter:
         self.lr = lr
 
     def count_forward_blocks(self, blocks: int) -> int:
-        """Return how many blocks, counted from the first, need no backward pass."""
+        """Return the number of leading blocks, out of `blocks`, that need no backward pass."""
         return 0
 
     def check_gradient_checkpointing(self) -> None:

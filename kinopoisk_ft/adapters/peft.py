@@ -43,7 +43,7 @@ class Peft(Adapter):
         self.config = config
 
     def check_gradient_checkpointing(self) -> None:
-        """Raise UserError for PEFT methods that put trained keys and values into the KV cache."""
+        """Raise UserError if PEFT adds keys and values, because checkpointed layers ignore them."""
         if self.config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
             raise UserError(
                 f"{type(self.config).__name__} does not work with gradient checkpointing, because "
@@ -193,7 +193,7 @@ def find_linear_layers(network: Network) -> list[str]:
 
 
 def check_targets(network: Network, targets: Any) -> None:
-    """Raise UserError if a target matches no module, or its modules ignore an adapter."""
+    """Raise UserError if a target matches no module, or if an adapter on it has no effect."""
     if isinstance(targets, str) or targets is None:
         return
     for target in _find_unmatched(network, targets):

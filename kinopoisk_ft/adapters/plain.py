@@ -78,7 +78,7 @@ class Head(Adapter):
     """Trains only the head and newly initialized weights."""
 
     def count_forward_blocks(self, blocks: int) -> int:
-        """Return the number of all blocks."""
+        """Return `blocks`, because all blocks are frozen."""
         return blocks
 
     def check_gradient_checkpointing(self) -> None:

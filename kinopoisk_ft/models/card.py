@@ -40,8 +40,8 @@ class Card:
         window_pooling: see `WindowPooling`; None if the model reads no windows.
         base: Hugging Face Hub id or local folder of the base model; an adapter is loaded into it.
         dtype: how the weights of an adapter's base model are stored; see `store_in_bf16`.
-        note: how the preprocessing of other tools differs from that in training; "" if it is the
-            same.
+        note: how other tools preprocess texts differently from training; "" if there is no
+            difference.
         recipe: options of a `ModelRecipe`; to load the model, this recipe builds the network
             again. None unless `kind` is "recipe".
     """

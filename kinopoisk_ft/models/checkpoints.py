@@ -208,7 +208,7 @@ def load_encoder(
     missing = set(info["missing_keys"])
     if not with_decoder:
         return model, missing
-    # The missing names are those of the whole model, whose decoder is not needed.
+    # `missing` lists weights of the whole model. The decoder is not needed.
     return model.get_encoder(), {
         name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")
     }

@@ -86,13 +86,13 @@ class Encoder(CheckpointRecipe):
         super().__post_init__()
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build the classifier in fp32 or `dtype`, regardless of the checkpoint's dtype.
+        """Build the classifier. `dtype`, not the checkpoint, determines how its weights are stored.
 
         Args:
             tokenizer: if None, neither the tokenizer nor the effect of padding is checked.
 
         Raises:
-            UserError: the checkpoint cannot be loaded, the tokenizer does not match, or padding
+            UserError: the checkpoint cannot be loaded, the tokenizer does not match it, or padding
                 changes the logits.
         """
         config = self._read_config()
@@ -162,7 +162,7 @@ class Encoder(CheckpointRecipe):
             )
 
     def build_skeleton(self) -> Network | None:
-        """Build a classifier without weights. Its head may differ from the one in `build`."""
+        """Build a classifier without weights. Its head may differ from the head in `build`."""
         config = self._read_config()
         # The result is not needed. The call refuses a value of `pooling` that is not available.
         self._has_classifier(config)

@@ -2,8 +2,8 @@
 
 This halves the memory of these weights. Norms, biases, all trained weights, and the hidden states
 between the layers are fp32. `from_pretrained` rounds all weights of an fp32 checkpoint to bf16
-first, so norms, biases and embeddings are less precise than with an fp32 base. Matrices are not:
-with bf16 autocast, each product rounds them to bf16 anyway.
+first, so norms, biases and embeddings are less precise than with an fp32 base. For matrices, this
+makes no difference under bf16 autocast, because each product rounds them to bf16 anyway.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def find_output_layer(module: nn.Module) -> str:
 
 
 def reset_layer(module: nn.Module, layer: str) -> set[str]:
-    """Reinitialize a linear layer as transformers does; return the parameter names."""
+    """Reinitialize a linear layer as transformers does; return the names of its parameters."""
     linear: Any = module.get_submodule(layer)
     config: Any = module.config
     # 0.02 is the default of transformers for configs without `initializer_range`.
@@ -233,9 +233,9 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
 
 
 def find_head_module(parameter: str) -> str:
-    """Return the name of the head module that contains a parameter.
+    """Return the name of the head module that contains the parameter with a given name.
 
-    A parameter outside of all head modules gives the name of the module that owns it.
+    If no head module contains the parameter, return the name of the module that owns it.
     """
     parts = parameter.split(".")
     # Classifiers of transformers use these names, for example `score` after a decoder.

@@ -100,7 +100,7 @@ class SavedClassifier(PreTrainedModel):
     """Base class of the classifiers that transformers loads from a model folder."""
 
     # Loads the network of a folder that holds an adapter. `kinopoisk_ft.models.saving` sets this
-    # function, because it imports this module.
+    # function. It cannot be imported here, because `saving` imports this module.
     load_adapted: Callable[[Path], Any]
 
     @classmethod
@@ -131,7 +131,7 @@ class SavedClassifier(PreTrainedModel):
 
     @classmethod
     def _merge(cls, folder: Path) -> Any:
-        # The matrices of the base may be stored in bf16, in which PEFT would merge them.
+        # The matrices of the base may be stored in bf16. Without `float`, PEFT would merge in bf16.
         model = cls.load_adapted(folder).float().merge_and_unload()
         # The config was made from the card, which does not contain the sizes of windows.
         model.config.windows = cls.config_class.from_pretrained(folder).windows
@@ -156,7 +156,8 @@ class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
         PooledClassifier.__init__(
             self, encoder, config.num_labels, config.pooling, None, config.window_pooling
         )
-        # Both share one config, because `match_tokenizer` sets its pad id and `forward` reads it.
+        # The encoder and this classifier must share one encoder config, because `match_tokenizer`
+        # sets the pad id in the encoder, and `forward` reads it here.
         config.encoder_config = encoder.config
         # The path of the base model has no meaning in the config.json of the classifier.
         encoder.config.name_or_path = ""

@@ -23,7 +23,7 @@ def replace_forward(
 
     Args:
         forward: the new method.
-        first: another new method for the first module; if None, it also gets `forward`.
+        first: the new method of the first module; `forward` if None.
     """
     # Without parts, this list still has one item, which `strict=False` below ignores.
     methods = [first or forward, *[forward] * (len(parts) - 1)]
@@ -42,7 +42,7 @@ def replace_forward(
 
 @contextmanager
 def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Record the latest output of each module; for a tuple, record the first item."""
+    """Record the latest output of each module, or the output's first item if it is a tuple."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def record(part: nn.Module, _: Any, output: Any) -> None:

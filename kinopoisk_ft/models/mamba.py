@@ -92,7 +92,7 @@ class MambaMixer(nn.Module):
         # A = -(1, 2, …, N) in each channel: the S4D-Real initialization (section 3.6 of the paper).
         rows = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(rows).expand_as(self.A_log))
-        # The bound and both schemes are those of mamba_simple.py, the code of the authors.
+        # The bound and both schemes come from mamba_simple.py, the code of the authors.
         bound = int(config.time_step_rank) ** -0.5 * config.time_step_scale
         if config.time_step_init_scheme == "constant":
             nn.init.constant_(self.dt_proj.weight, bound)

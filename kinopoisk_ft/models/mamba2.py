@@ -104,7 +104,7 @@ def initialize_mixer(mixer: Any, dt_bias: Tensor, config: Any) -> None:
     """Initialize in place the weights that the mixers of Mamba and Mamba-2 have in common.
 
     Args:
-        dt_bias: the parameter of the mixer that is the bias of the step size.
+        dt_bias: the bias of the step size dt, which is a parameter of the mixer.
     """
     nn.init.ones_(mixer.D)
     # softplus(bias) is log-uniform between time_step_min and time_step_max.

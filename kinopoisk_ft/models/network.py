@@ -171,7 +171,7 @@ class ModelRecipe:
         return self.window_pooling if self.reads_windows else None
 
     def measure_layers(self) -> tuple[int, int] | None:
-        """Return the number of blocks and the number of their weights, to estimate the run time.
+        """Return the number of blocks and the total number of their weights, to estimate run time.
 
         The result is None if these numbers are unknown before the model is built.
         """
@@ -194,7 +194,7 @@ class ModelRecipe:
         raise NotImplementedError
 
     def check_dtype(self, adapter: Any, strategy: str) -> None:
-        """Raise UserError if the adapter or `strategy` does not support the weights' dtype."""
+        """Raise UserError if the adapter or trainer.strategy does not support model.dtype."""
 
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError if this model is known not to support gradient checkpointing.

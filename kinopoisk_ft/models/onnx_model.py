@@ -13,7 +13,7 @@ from kinopoisk_ft.errors import UserError, install_extra
 from kinopoisk_ft.models.network import Layout
 
 ONNX = "model.onnx"
-# The inputs of the graph, in this order, and the names of their dimensions.
+# The names of the graph's inputs, in this order, and of its output.
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 INSTALL = install_extra("onnx")
@@ -63,7 +63,7 @@ class OnnxModel(nn.Module):
 
 
 class OnnxLayout(Layout):
-    """Loads a model that `kinopoisk-ft export` wrote. It cannot be trained or saved again."""
+    """Loads models that `kinopoisk-ft export` wrote. They cannot be trained or saved again."""
 
     name = "onnx"
 

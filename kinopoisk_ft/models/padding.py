@@ -35,14 +35,15 @@ def find_position_offset(module: nn.Module) -> int:
 
 
 def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool = False) -> None:
-    """Set a model's pad id to that of the tokenizer, and check that each token id has an embedding.
+    """Set a model's pad id to the tokenizer's, and check that each token id has an embedding.
 
     A decoder classifier finds the last real token by the pad id. If this id differed from the
     tokenizer's, the classifier would treat padding as text.
 
     Args:
         name: name of the model, for error messages.
-        trained: whether the model was trained with this tokenizer.
+        trained: whether the model was trained with this tokenizer. If so, and if the position ids
+            depend on the model's pad id, this pad id stays unchanged.
 
     Raises:
         UserError: a token id has no embedding, or the position ids require another pad id.

@@ -115,7 +115,7 @@ def save_network(
     if adapted.is_peft:
         # With the default "auto", PEFT would ask the Hub whether the vocabulary has changed.
         module.save_pretrained(folder, save_embedding_layers=False)
-        # PEFT writes an empty template. The card of the model is written when it has been scored.
+        # PEFT writes an empty README.md. reporting/model_card.py writes another one later.
         (folder / "README.md").unlink(missing_ok=True)
     else:
         network.layout.save(module, folder)
@@ -130,7 +130,7 @@ def save_network(
 def _divides_texts(card: Card) -> bool:
     """Return whether the saved classifier itself divides or shortens long texts.
 
-    The saved tokenizer then does not truncate, so that other tools pass whole texts.
+    If so, the saved tokenizer does not truncate, so that other tools pass whole texts.
     """
     is_divided = card.truncation == "head_tail" or card.window_pooling is not None
     return is_divided and LAYOUTS[card.kind].divides_long_texts

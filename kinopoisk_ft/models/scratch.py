@@ -56,7 +56,7 @@ class ScratchBert(ModelRecipe):
     def measure_layers(self) -> tuple[int, int]:
         """Count the blocks and their weights.
 
-        A block has 4 d² weights in attention and 8 d² in the feed-forward layer.
+        A block has 4 d² weights in attention and 8 d² in the feed-forward layer; d = hidden_size.
         """
         return self.num_layers, 12 * self.num_layers * self.hidden_size**2
 
@@ -86,7 +86,7 @@ class ScratchBert(ModelRecipe):
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
-            # The factor 4 is that of BERT (Devlin et al., 2019, section 3).
+            # BERT uses the factor 4 (Devlin et al., 2019, section 3).
             intermediate_size=4 * self.hidden_size,
             max_position_embeddings=self.max_positions,
             hidden_dropout_prob=self.dropout,
@@ -112,8 +112,8 @@ class ScratchMamba(ModelRecipe):
     def measure_layers(self) -> tuple[int, int]:
         """Count the blocks and their weights.
 
-        The projections of a block have 6 d² weights. The scan takes as long as a product
-        with 2 d² weights, which are added to the count.
+        With d = d_model, the projections of a block have 6 d² weights. The scan takes as long as
+        a product with 2 d² weights, so 2 d² are added to the count.
         """
         return self.num_layers, 8 * self.num_layers * self.d_model**2
 

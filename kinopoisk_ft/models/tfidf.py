@@ -151,10 +151,10 @@ class Tfidf(ModelRecipe):
 
 @dataclass(frozen=True)
 class Saved:
-    """The contents of tfidf.json: the options of `Tfidf`, and what it has learned.
+    """The contents of tfidf.json: the options of `Tfidf`, the class count and the vocabulary.
 
     Args:
-        vocabulary: {n-gram: its position in the arrays}.
+        vocabulary: {n-gram: its index in `idf` and in each row of `coef`}.
     """
 
     # A model folder may come from somebody else, so only these types are valid.

@@ -80,7 +80,7 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Apply softmax and dropout to the scores q k^T in place, but skip the division of softmax.
+    """Apply softmax without its division, then dropout, to the scores q k^T in place.
 
     The largest logit and the softmax denominator of each row are written to the arrays at the
     addresses table[14] and table[15]. `attend` divides the attention output by the denominators.
@@ -100,7 +100,7 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
             total = splat(_f(0))
             if largest == _LOWEST:
                 # All logits are -inf or NaN. A row whose keys are all masked has zero output, and a
-                # norm of +inf gives zero gradients. A NaN logit must make the output NaN.
+                # log-sum-exp of +inf gives zero gradients. A NaN logit must make the output NaN.
                 for j in range(0, width, LANES):
                     total = total + load(scores, at + j) + load(bias, bias_at + j)
                     store(scores, at + j, splat(_f(0)))
@@ -249,6 +249,9 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Compute the output of attention, and a log-sum-exp for the backward pass.
+
+    Args:
+        key: key of the dropout mask (see `draw_key`), not a key of attention.
 
     Returns:
         The output (batch, heads, queries, width), and the log-sum-exp (batch * heads, queries).

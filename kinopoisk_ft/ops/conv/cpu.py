@@ -50,8 +50,8 @@ def _convolve(
 ) -> Any:
     """Compute the convolution of `LANES` channels at time step t, and add it to `total`.
 
-    The first step is t = 0, and x is zero before it. x[at] is the first of the channels at step t.
-    x[at - stride] is the same channel at step t - 1.
+    The first step is t = 0, and x is zero before it. For the first of these channels,
+    x[at] and x[at - stride] are the values at steps t and t - 1, and weight[w_at] is the first tap.
     """
     # The last tap is multiplied by the current step, the first tap by the oldest one.
     for back in range(min(taps, t + 1)):

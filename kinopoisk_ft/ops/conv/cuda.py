@@ -15,8 +15,8 @@ def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     """Run the kernel of causal-conv1d. See `causal_conv1d` for the arguments."""
     from causal_conv1d import causal_conv1d_fn
 
-    # If channels were contiguous, the kernel would need a multiple of 8 of them. With contiguous
-    # time, it supports any number of channels.
+    # If channels were contiguous in memory, the kernel would require a multiple of 8 channels. If
+    # time steps are contiguous, it supports any number of channels.
     out = causal_conv1d_fn(
         x.transpose(1, 2).contiguous(), weight.contiguous(), bias, activation="silu"
     )
@@ -32,6 +32,6 @@ PACKAGE = GpuPackage(
     install="pip install --no-build-isolation 'causal-conv1d>=1.5'",
     rebuild="CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --force-reinstall --no-deps "
     "--no-cache-dir --no-build-isolation --no-binary causal-conv1d 'causal-conv1d>=1.5'",
-    # The lengths need one block of GPU threads, and more than one.
+    # The first length fits in one block of GPU threads. The second one needs several blocks.
     sizes=((2, 40, 16), (1, 2100, 8)),
 )

@@ -16,7 +16,7 @@ from kinopoisk_ft.ops.simd.random import derive_row_key, draw_factors
 from kinopoisk_ft.ops.simd.register import LANES
 from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
-# Elements that share one random key; they are one task. A different number gives different masks.
+# Elements that share one row key and form one task. Another number would give different masks.
 ROW = 8192
 
 # Fields of the kernels' int64 table: [1] number of elements, [2] key and [3] threshold of the

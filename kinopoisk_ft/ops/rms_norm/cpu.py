@@ -144,7 +144,7 @@ def _normalize_backward_fake(
 def normalize_backward(
     grad: Tensor, scales: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients w.r.t. x and weight."""
+    """Compute the gradients w.r.t. x and weight. `scales` is the second result of `normalize`."""
     # The backward kernel reads the scales, so it does not need eps.
     inputs = _Inputs(x, weight, 0.0)
     grad = layout.pad(grad.reshape(inputs.rows, -1), LANES).contiguous()

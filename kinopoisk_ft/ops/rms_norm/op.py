@@ -32,7 +32,7 @@ def rms_norm(
         weight: (width,); ones if None.
         eps: if None, the machine epsilon of the dtype of x, as in PyTorch.
         backend: auto (the fastest), numba (float32 on a CPU) or torch (`nn.functional.rms_norm`).
-        dtype: dtype of the output; if None, the promoted dtype of x and weight.
+        dtype: dtype of the output; if None, the dtype of x.
 
     Returns:
         A tensor with the shape of x.

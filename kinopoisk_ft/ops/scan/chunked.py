@@ -28,7 +28,10 @@ def _contract_states(weight: Tensor, states: Tensor) -> Tensor:
 
 
 def _run_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
-    """Replace `inflow` in place by the states h_t = decay_t h_{t-1} + inflow_t."""
+    """Replace each inflow_t in place by the state h_t = decay_t h_{t-1} + inflow_t.
+
+    decay, inflow: (batch, steps, d_state, d_inner). `h` is the state before the first step.
+    """
     for t in range(inflow.shape[1]):
         h = inflow[:, t].addcmul_(decay[:, t], h)
     return inflow
@@ -118,8 +121,8 @@ def _backpropagate_chunk(
 def scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Compute the same as `ChunkedScan.forward`, with an operator that torch.export supports.
 
-    torch.export unrolls a Python loop, and the unrolled graph works for one length only. The loop
-    operator `scan` works for any length.
+    torch.export unrolls a Python loop, and the unrolled graph works for one length only. PyTorch's
+    loop operator, which is also named `scan`, works for any length.
     """
     # (d_state, d_inner)
     A = A.t().contiguous()

@@ -81,9 +81,10 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
     lengths: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the output and, if `save` is true, the state before each chunk.
+    """Compute the output (batch, length, d_inner) and, if `save` is true, the saved states.
 
-    If `save` is false, the second result is an empty tensor.
+    These are the states before each chunk, (batch, chunks, states, width), with d_state and d_inner
+    padded to `states` and `width`. If `save` is false, the second result is an empty tensor.
     """
     x = _Inputs(u, delta, A, B, C, D, z, lengths)
     out = u.new_empty(x.batch, x.length, x.width)
@@ -105,7 +106,10 @@ def scan_backward(
     grad: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor, z: Tensor, lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients w.r.t. u, delta, A, B, C, D and z."""
+    """Compute the gradients w.r.t. u, delta, A, B, C, D and z.
+
+    grad, saved: the gradient of the output, and the states that `scan` returned.
+    """
     x = _Inputs(u, delta, A, B, C, D, z, lengths)
     blocks = -(-x.width // cpu_backward.BLOCK)
     wide = (x.batch, x.length, x.width)

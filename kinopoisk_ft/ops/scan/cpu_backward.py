@@ -51,7 +51,7 @@ from kinopoisk_ft.ops.simd.threads import (
 _f = np.float32
 # Channels per task.
 BLOCK = 128
-# Elements of the gradient of B or C per part of the final sums.
+# Each part of the final sums computes this many elements of the gradient of B or of C.
 _ELEMENTS = 4096
 
 
@@ -63,7 +63,7 @@ class Gradients(NamedTuple):
     out: Any
     out_row: int
     out_step: int
-    # (batch, length, width). u and z have the dtype of u; all other gradients are float32.
+    # (batch, length, width). The gradients of u and z have the dtype of u; the others are float32.
     u: Any
     delta: Any
     z: Any
@@ -189,7 +189,7 @@ def _backpropagate_chunk(
     _load_gradient(inputs, chunk, grads, scratch)
     block = chunk.origin // BLOCK
     for n in range(0, inputs.states, GROUP):
-        # All channels share B and C, so these gradients are summed over the channels of the block.
+        # All channels share B and C, so their gradients are summed over the channels of the block.
         scratch.grad_b[:] = 0
         scratch.grad_c[:] = 0
         for j in range(0, chunk.channels, LANES):

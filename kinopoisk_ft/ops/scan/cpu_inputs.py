@@ -87,9 +87,9 @@ def locate_in_tensor(chunk: Chunk, row_stride: int, step_stride: int) -> int:
 
 @njit(forceinline=True)
 def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
-    """Return where one value of a chunk's initial state is in the saved states.
+    """Return the index of one element of a chunk's initial state in the array of saved states.
 
-    The saved states have the shape (batch, chunks, states, width).
+    This array has the shape (batch, chunks, states, width).
 
     Args:
         n: index along the dimension `states`.

@@ -33,6 +33,6 @@ PACKAGE = GpuPackage(
     "pip install --no-cache-dir --no-build-isolation 'mamba-ssm>=2.2'",
     rebuild="MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --force-reinstall "
     "--no-deps --no-cache-dir --no-build-isolation --no-binary mamba-ssm 'mamba-ssm>=2.2'",
-    # The kernel processes 2048 steps at a time, so the lengths need one pass and more than one.
+    # The kernel processes 2048 steps at a time. The last length needs two passes, the others one.
     sizes=((2, 40, 16), (1, 300, 8), (1, 2100, 4)),
 )

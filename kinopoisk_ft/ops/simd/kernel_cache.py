@@ -72,5 +72,5 @@ def find_folder() -> Path | None:
 
 
 CACHED = _prepare_cache()
-# "numpy" omits the check for division by zero, which gives inf or NaN instead of an exception.
+# With "numpy", a division by zero is not checked. It gives inf or NaN instead of an exception.
 OPTIONS = {"cache": CACHED, "nogil": True, "error_model": "numpy"}

@@ -48,7 +48,7 @@ def _fill(width: int, value: float) -> Tensor:
 
 
 def describe_memory(x: Tensor) -> tuple[int, int, int]:
-    """Return the address of x (batch, length, width) and the first two strides."""
+    """Return the address of x (batch, length, width), and its first two strides in elements."""
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 

@@ -108,7 +108,8 @@ def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
         parts: number of parts of each vector.
 
     Returns:
-        One vector with the sums of the first part, then those of the second part, and so on.
+        One vector: the sums of the first part of the first vector, then the sums of its second
+        part, and so on, then the sums of the second vector if there is one.
     """
     half = vectors[0].type.count // parts // 2
     low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]

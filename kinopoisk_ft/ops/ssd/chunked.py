@@ -30,7 +30,7 @@ class Decay(NamedTuple):
     from_start: Tensor
     # (K, T, H): from each step to the end of the chunk.
     to_end: Tensor
-    # (K, H, T, T): from step j to step i; 0 above the diagonal.
+    # (K, H, T, T): element (i, j) is the factor from step j to step i; 0 if j > i.
     between: Tensor
 
 
@@ -120,8 +120,8 @@ def _compute_chunks(
 class ChunkedSSD(torch.autograd.Function):
     """The scan of Mamba-2 as an autograd function.
 
-    The inputs are x (K, T, H, P), dt (K, T, H), A (H,), B (K, G, T, N) and C (K, G, T, N). The
-    output is y (K, T, H, P). The letters are explained at the top of this file.
+    The inputs are x (K, T, H, P), dt (K, T, H), A (H,), B (K, G, T, N), C (K, G, T, N) and `rows`,
+    the batch size. The output is y (K, T, H, P). The top of this file explains the letters.
     """
 
     @staticmethod

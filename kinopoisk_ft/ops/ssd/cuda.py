@@ -26,6 +26,6 @@ PACKAGE = replace(
     extension="triton",
     run=ssd_cuda,
     self_test=SELF_TEST,
-    # The lengths need one chunk, and more than one.
+    # The first length fits in one chunk. The second one needs two chunks.
     sizes=((2, 40, 64), (1, CHUNK + 44, 128)),
 )
