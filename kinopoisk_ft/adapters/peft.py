@@ -117,7 +117,7 @@ def _add_head(network: Network, chosen: Iterable[str] | None) -> list[str]:
     names = list(chosen or [])
     for name in _find_unmatched(network, names):
         raise UserError(
-            f"the model has no module '{name}', which should be trained and saved",
+            f"the model has no module '{name}', which the adapter's config names",
             where="adapter.config.modules_to_save",
             fix="use the end of a module's name, for example embeddings.LayerNorm",
         )

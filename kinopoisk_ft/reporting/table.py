@@ -264,7 +264,7 @@ def write_digest(table: Table) -> str:
 
 
 def write_pair(a: str, b: str, paired: bool, locale: Locale) -> str:
-    """Name the difference a - b of two approaches, with a mark if their test reviews differ."""
+    """Return a label for the difference a - b, with a mark if the test reviews differ."""
     name = f"{a} {MINUS} {b}"
     return name if paired else locale("unpaired_mark", name=name)
 

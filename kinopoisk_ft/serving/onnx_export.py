@@ -221,7 +221,8 @@ def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
     """Compare the logits of the original model and of the exported model in `folder`.
 
     Raises:
-        UserError: a difference exceeds `tolerance`, relative to the largest logit (at least 0.1).
+        UserError: a difference exceeds `tolerance` times the largest absolute logit. A largest
+            logit below 0.1 counts as 0.1.
     """
     exported = Predictor(folder, "cpu")
     reviews = read_example_texts(CHECKED_REVIEWS)

@@ -49,7 +49,8 @@ def explain_runs(
                 texts |= _read_texts(client, run_id)
             if row not in texts:
                 raise UserError(
-                    f"row {row} is not in the test split, so the data have changed",
+                    f"row {row} was in the test split of this run, but it is not in the test "
+                    "split of the current data",
                     where=f"run {run_id}",
                     fix="restore the data, or make the report without --explain",
                 )

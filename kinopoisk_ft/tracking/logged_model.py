@@ -119,7 +119,8 @@ def link_metrics(
 ) -> None:
     """Link the test metrics of a run to the model and the test data of the run.
 
-    The metrics are logged again for this purpose. MLflow ignores values that the run already has.
+    For this, the metrics are logged again with the ids of the model and the data. The run gets no
+    duplicate values, because MLflow stores equal values only once.
 
     Args:
         metrics: (name, value, time in ms, step).
