@@ -140,18 +140,19 @@ class EventLog:
         last = [e for e in self.events if e["verb"] in ("start", "reopen", "finish")][-1:]
         return last[0].get("status") if last else None
 
-    def open(self, patience: float = 0.0) -> None:
+    def open(self, patience: float = 0.0, needs_lock: bool = False) -> None:
         """Lock the log for writing, and read events that other processes have added.
 
         Args:
             patience: seconds to wait for the lock.
+            needs_lock: whether to raise OSError if the file system has no locks.
 
         Raises:
             UserError: another process is writing or sending this log.
         """
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._acquire_lock(patience)
+            self._acquire_lock(patience, needs_lock)
             # O_APPEND writes at the end of the file, even after `os.ftruncate` has moved that end.
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except Timeout as error:
@@ -161,6 +162,8 @@ class EventLog:
                 fix="wait until that process ends, or choose another output_dir",
             ) from error
         except OSError as error:
+            if needs_lock and lacks_locks(error):
+                raise
             # Without a descriptor, the events stay in memory, and training continues.
             self._warn(error)
             return
@@ -168,14 +171,13 @@ class EventLog:
         os.ftruncate(self._descriptor, self.file.read_bytes().rfind(b"\n") + 1)
         self._load()
 
-    def _acquire_lock(self, patience: float) -> None:
+    def _acquire_lock(self, patience: float, needs_lock: bool) -> None:
         try:
             self._lock.acquire(timeout=patience)
         except OSError as error:
             # The run has already warned that its folder cannot be locked.
-            if not lacks_locks(error):
+            if needs_lock or not lacks_locks(error):
                 raise
-            log.debug("%s cannot be locked: %s", self.file, error)
 
     def append(self, verb: str, **fields: Any) -> None:
         """Append an event. A full disk only causes a warning."""

@@ -112,9 +112,17 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
 
 def _sync(log: EventLog, name: str, target: Target, has_files: bool, died_as: str) -> Synced:
     try:
-        log.open()
+        # Without a lock, a run in progress looks like a run whose process died.
+        log.open(needs_lock=log.status is None)
     except UserError:
         return Synced("still running", f"{name}: skipped, it is still running or being sent")
+    except OSError as error:
+        return Synced(
+            "not sent",
+            f"{name}: it may still be running, because its folder cannot be locked: {error}\n"
+            "  to do: wait for its end. If its process died, repeat its command, or copy the "
+            "folder to a local disk and send the copy",
+        )
     try:
         # This process has the lock, so a log without an end belongs to a process that died.
         died = log.status is None

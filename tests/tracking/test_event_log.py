@@ -109,6 +109,18 @@ def test_one_process_writes(tmp_path: Path) -> None:
     EventLog(log.file).open()
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_a_log_without_locks_is_written_unless_a_lock_is_needed(tmp_path: Path) -> None:
+    log = EventLog.new(tmp_path)
+    with pytest.raises(OSError, match=r"Errno"):
+        log.open(needs_lock=True)
+    assert not log.file.exists()
+    log.open()
+    log.append("tags", values={"k": "v"})
+    log.close()
+    assert EventLog(log.file).events == log.events
+
+
 def test_a_full_disk_keeps_events_in_memory_and_then_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

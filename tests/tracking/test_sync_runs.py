@@ -19,7 +19,7 @@ from syncing import _here as _here
 from syncing import client as client
 from syncing import place as place
 from syncing import runs_of
-from tracked import offline
+from tracked import URI, FakeStore, offline, use
 
 from kinopoisk_ft import cli
 from kinopoisk_ft.commands import sync
@@ -146,6 +146,25 @@ def test_a_sweep_continues_without_a_server(
     parent, child = runs_of(client, "down")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_only_a_finished_run_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sync` must not end a run in progress, whose next events would then have used numbers."""
+    store = FakeStore()
+    use(monkeypatch, store)
+    running = offline()
+    running.start("one", {}, {}, folder=tmp_path)
+    before = recorded_events(tmp_path)
+    assert sync.main([str(tmp_path), "--uri", URI]) == 1
+    assert "may still be running, because its folder cannot be locked" in capsys.readouterr().err
+    assert (recorded_events(tmp_path), store.runs) == (before, {})
+    running.metrics({"loss": 1.0}, 1)
+    running.finish("FINISHED")
+    assert sync.main([str(tmp_path), "--uri", URI]) == 0
+    assert store.values() == [("loss", 1, 1.0)]
 
 
 def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
