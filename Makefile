@@ -75,7 +75,7 @@ test-all: $(STAMP).all ## all tests, including the slow ones
 	$(PYTEST) -m 'not cluster'
 
 # Without xdist: a cluster has as many nodes as the machine has cores.
-test-cluster: $(STAMP).all ## a real Slurm cluster and two hosts on this machine; needs root (docs/scale.md)
+test-cluster: $(STAMP).all ## real clusters of Slurm, Ray and torchrun on this machine; needs root (docs/scale.md)
 	$(TEST_ENV) $(BIN)/python -m pytest -m cluster -rs -v tests/cluster
 
 # Torch comes first and from pip, which PIP_FLAGS can point to a CPU build. `uv` then keeps it.

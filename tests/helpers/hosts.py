@@ -65,12 +65,22 @@ class Host:
         ip("-n", self._switch, "link", "set", self._port, "up" if is_up else "down")
 
     def kill(self, part: str = "") -> None:
-        """Kill all processes of this host whose command contains `part`."""
+        """Kill all processes of this host whose command contains `part`, and their new children."""
+        while found := self.processes(part):
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.05)
+
+    def processes(self, part: str = "") -> list[psutil.Process]:
+        """Return the processes of this host whose command contains `part`."""
+        found = []
         for word in ip("netns", "pids", self.name).split():
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(int(word))
                 if part in " ".join(process.cmdline()):
-                    process.kill()
+                    found.append(process)
+        return found
 
 
 @contextmanager

@@ -21,7 +21,8 @@ PATIENCE = 900.0
 
 # Each node has one core and 4 GiB. Jobs are requeued by default (JobRequeue=1), but not on all
 # clusters. A requeued job waits until its credential expires, which takes 120 s by default. Without
-# cgroups, slurmd itself measures the memory of jobs, once a second.
+# cgroups, slurmd itself measures the memory of jobs, once a second. A node that does not answer is
+# DOWN after 60 s (default: 300 s).
 CONFIG = """
 ClusterName=kinopoisk
 SlurmctldHost={host}(127.0.0.1)
@@ -48,6 +49,7 @@ JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 JobRequeue=0
+SlurmdTimeout=60
 ReturnToService=0
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=1 RealMemory=4096
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=1 RealMemory=4096
@@ -138,6 +140,16 @@ def wait_for(found: Callable[[], object]) -> None:
 
 def kill(chosen: Callable[[dict[str, str]], bool]) -> None:
     """Kill the processes with certain environment variables, none of which notices it."""
+    # The second search finds what was started during the first one.
+    while found := _find_processes(chosen):
+        for signalled in (psutil.Process.suspend, psutil.Process.kill):
+            for process in found:
+                with suppress(psutil.Error):
+                    signalled(process)
+        time.sleep(0.1)
+
+
+def _find_processes(chosen: Callable[[dict[str, str]], bool]) -> set[psutil.Process]:
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -146,10 +158,7 @@ def kill(chosen: Callable[[dict[str, str]], bool]) -> None:
                 parent = process.parent()
                 is_step = parent is not None and parent.name() == "slurmstepd"
                 found |= {process, parent} if is_step else {process}
-    for signalled in (psutil.Process.suspend, psutil.Process.kill):
-        for process in found:
-            with suppress(psutil.Error):
-                signalled(process)
+    return found
 
 
 def _find_free_ports(count: int) -> list[int]:

@@ -71,12 +71,14 @@ def statuses(place: Path) -> list[str]:
     return [status, *(run.info.status for run in runs)]
 
 
-def assert_one_whole_run(place: Path) -> None:
-    """Check that the stopped and resumed run recorded each step once, in one run."""
+def assert_whole_runs(place: Path, resumed: list[bool]) -> None:
+    """Check that the runs recorded each step once, and which of them were stopped and resumed."""
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     parent, status = newest_parent(client, "kinopoisk_ft")
     assert status == "FINISHED"
-    (run,) = collect(client, "kinopoisk_ft", parent).runs
-    steps = [m.step for m in client.get_metric_history(run.run_id, "train/loss")]
-    assert sorted(steps) == list(range(1, 301))
-    assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()
+    runs = collect(client, "kinopoisk_ft", parent).runs
+    for run in runs:
+        steps = [m.step for m in client.get_metric_history(run.run_id, "train/loss")]
+        assert sorted(steps) == list(range(1, 301))
+    logs = [(place / f"out/{number}/run.log").read_text() for number in range(len(runs))]
+    assert ["resuming the unfinished run" in log for log in logs] == resumed

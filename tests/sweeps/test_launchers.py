@@ -24,7 +24,7 @@ from sweeping import (
     DATA,
     LONG,
     SMALL,
-    assert_one_whole_run,
+    assert_whole_runs,
     environment,
     newest_parent,
     statuses,
@@ -116,7 +116,7 @@ def test_a_job_that_submitit_warns_is_requeued_and_resumes(tmp_path: Path) -> No
     assert sweep.returncode == 0, err
     assert "jobs: 1 done, 0 skipped, 0 failed\n" in out
     assert "Requeued job" in "".join(f.read_text() for f in folder.glob("*_log.*"))
-    assert_one_whole_run(tmp_path)
+    assert_whole_runs(tmp_path, [True])
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_job_that_ray_loses_resumes_in_another_process(tmp_path: Path) -> None
     out, err = sweep.communicate()
     assert sweep.returncode == 0, err
     assert "jobs: 1 done, 0 skipped, 0 failed\n" in out
-    assert_one_whole_run(tmp_path)
+    assert_whole_runs(tmp_path, [True])
 
 
 @pytest.mark.slow
