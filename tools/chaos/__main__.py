@@ -1,13 +1,15 @@
 """Disturb small runs in many ways, and check that nothing is lost.
 
-    python tools/chaos --minutes 20 --seed 1 [--json FILE] [--markdown FILE]
+    python tools/chaos --minutes 20 --seed 1 [--workers 2] [--json FILE] [--markdown FILE]
 
-Each experiment starts a run, injects a fault in a phase drawn by the seed, and continues with the
-same command until the run has ended. Then the weights, the metrics of each step, the predictions
-and the MLflow store must be those of an undisturbed run, with nothing missing and nothing twice. A
-fault that is refused with an error message is allowed, and so is a warning that names the damaged
-line of an event log; a traceback, a hanging process and any other difference are not. The same seed
-gives the same schedule.
+Each experiment starts a run, injects a fault in a phase, and continues with the same command until
+the run has ended. Then the weights, the metrics of each step, the predictions and the MLflow store
+must be those of an undisturbed run, with nothing missing and nothing twice. A fault that is refused
+with an error message is allowed, and so is a warning that names the damaged line of an event log; a
+traceback, a hanging process and any other difference are not.
+
+The schedule injects each fault once in each phase, in an order and in runs that the seed draws, and
+then starts over. The same seed gives the same schedule, for any number of workers.
 """
 
 from __future__ import annotations
@@ -18,154 +20,139 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import runs
-from faults import FAULTS, Fault
-from inject import COUNTS, FIRED, PHASE, Injector
+from faults import FAULTS
+from inject import COUNTS, FIRED, WITH_CHECKPOINT, Injector
+from results import FAILURES, Outcome, add, get_commit, make_table, read, write_table
+from schedule import Plan, schedule
 
 ATTEMPTS = 4  # a run that has not ended after so many starts counts as refused or lost
-MOST_DELAY = 0.5  # seconds after the start of a phase, in which a kill between events may come
 DISK_MB = 96
-OUTCOMES = ("survived", "refused", "reported", "lost", "hang", "traceback")
+ROOT = Path(__file__).resolve().parents[2]
 # Warnings that name what a damaged event log lacks.
 REPORTED = ("skipping a damaged line", "has lost its last")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one experiment does: a fault before an event of a phase.
-
-    Args:
-        moment: the number of events of the phase before the fault.
-        seed: of everything else that is drawn, such as the bit that flips.
-    """
-
-    kind: str
-    fault: Fault
-    phase: str
-    moment: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an experiment ended.
-
-    Args:
-        phase: the phase in which the fault was injected; "not reached" if the run ended before.
-        what: the difference from the undisturbed run or the last lines of the console.
-    """
-
-    number: int
-    kind: str
-    fault: str
-    phase: str
-    outcome: str
-    what: str
-    seconds: float
+DESCRIBED = "described.json"
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20, help="time limit (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=20, help="of experiments (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the schedule (%(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
+                        help="experiments at once (%(default)s)")  # fmt: skip
     parser.add_argument("--faults", nargs="+", choices=[f.name for f in FAULTS], help="only these")
     parser.add_argument("--kinds", nargs="+", choices=runs.KINDS, default=list(runs.KINDS))
+    parser.add_argument("--numbers", nargs="+", type=int, help="only these of the schedule")
     parser.add_argument("--break-checkpoints", action="store_true",
                         help="write them in place and without digests, to see losses")  # fmt: skip
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--json", type=Path, help="add a line for each experiment to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE",
+                        help="write the table of the JSON file into this page")  # fmt: skip
     args = parser.parse_args()
     if args.break_checkpoints:
         break_checkpoints()
-    end = time.monotonic() + 60 * args.minutes
     # A TemporaryDirectory would be deleted at the exit of each fork.
     root = Path(tempfile.mkdtemp(prefix="chaos_"))
-    chosen = [fault for fault in FAULTS if args.faults is None or fault.name in args.faults]
-    outcomes = []
+    file = (args.json or root / "results.jsonl").absolute()
+    known = len(read(file))
     try:
-        runs.preload()
-        for outcome in experiments(root, args.kinds, chosen, random.Random(args.seed), end):
-            print(*asdict(outcome).values(), sep=" | ", flush=True)
-            outcomes.append(outcome)
+        if args.minutes:
+            disturb(root, args, file)
+        outcomes = read(file)
     finally:
         shutil.rmtree(root)
-    text = table(outcomes, args.seed)
-    print(text)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+    print(make_table(outcomes))
     if args.markdown:
-        args.markdown.write_text(text + "\n")
-    if any(one.outcome not in ("survived", "refused") for one in outcomes):
+        write_table(outcomes, args.markdown)
+    if any(one.outcome in FAILURES for one in outcomes[known:]):
         sys.exit(1)
 
 
-def experiments(
-    root: Path, kinds: list[str], chosen: list[Fault], rng: random.Random, end: float
-) -> Iterator[Outcome]:
-    """Yield the outcomes of experiments until the time is over."""
-    pairs = list(itertools.product(kinds, chosen))
-    references: dict[str, tuple[Any, dict[str, int]]] = {}
-    for number in itertools.count():
-        # Each fault meets each kind once before a pair is repeated.
-        if number % len(pairs) == 0:
-            rng.shuffle(pairs)
-        kind, fault = pairs[number % len(pairs)]
-        if time.monotonic() > end:
-            return
-        if kind not in references:
-            references[kind] = reference(root / f"reference{len(references)}", kind)
-        expected, counts = references[kind]
-        phase = rng.choice(sorted(counts))
-        plan = Plan(kind, fault, phase, rng.randrange(counts[phase]), rng.randrange(2**32))
-        with place(root / str(number), fault) as folder:
-            started = time.monotonic()
-            found = experiment(folder, plan, expected)
-            seconds = round(time.monotonic() - started, 1)
-            yield Outcome(number, kind, fault.name, *found, seconds)
+def disturb(root: Path, args: argparse.Namespace, file: Path) -> None:
+    """Run experiments until the time is over, and add their outcomes to the file."""
+    commit = get_commit()
+    runs.preload(root)
+    places = {kind: root / f"reference{number}" for number, kind in enumerate(args.kinds)}
+
+    def train(worker: int) -> None:
+        for kind in args.kinds[worker :: args.workers]:
+            train_reference(places[kind], kind)
+
+    in_parallel(args.workers, train)
+    counts = {kind: json.loads((place / COUNTS).read_text()) for kind, place in places.items()}
+    expected = {kind: json.loads((place / DESCRIBED).read_text()) for kind, place in places.items()}
+    end = time.monotonic() + 60 * args.minutes
+    chosen = [f for f in FAULTS if f.possible and (args.faults is None or f.name in args.faults)]
+
+    def work(worker: int) -> None:
+        plans: Iterator[Plan] = schedule(counts, chosen, random.Random(args.seed))
+        if args.numbers:
+            last = itertools.islice(plans, max(args.numbers) + 1)
+            plans = (plan for plan in last if plan.number in args.numbers)
+        for plan in itertools.islice(plans, worker, None, args.workers):
+            if time.monotonic() > end:
+                return
+            with place(root / str(plan.number), plan) as folder:
+                started = time.monotonic()
+                moment = int(plan.moment * counts[plan.kind][plan.phase])
+                hit, outcome, what = experiment(folder, plan, moment, expected[plan.kind])
+            phase = plan.phase.removesuffix(WITH_CHECKPOINT)
+            what = what.replace(f"{root}/", "").replace(f"{ROOT}/", "")
+            found = Outcome(args.seed, plan.number, commit, plan.kind, plan.fault.name, phase,
+                            hit, outcome, what, round(time.monotonic() - started, 1))  # fmt: skip
+            add(found, file)
+
+    in_parallel(args.workers, work)
+
+
+def in_parallel(workers: int, work: Callable[[int], None]) -> None:
+    """Call a function with the number of each worker, in forks of this process."""
+    children = [runs.fork(partial(work, number)) for number in range(workers)]
+    failed = [os.waitpid(child, 0)[1] for child in children]
+    if any(failed):
+        sys.exit("a worker failed; its message is above")
 
 
 @contextmanager
-def place(folder: Path, fault: Fault) -> Iterator[Path]:
+def place(folder: Path, plan: Plan) -> Iterator[Path]:
     """Create the folder of an experiment and delete it afterwards."""
     folder.mkdir()
-    if fault.needs_disk:
+    if plan.fault.needs_disk:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
         subprocess.run(mount, check=True)
     try:
+        runs.create_folder(folder, plan.kind)
         yield folder
     finally:
-        if fault.needs_disk:
+        if plan.fault.needs_disk:
             subprocess.run(["umount", "-l", str(folder)], check=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def reference(folder: Path, kind: str) -> tuple[Any, dict[str, int]]:
-    """Train without a fault; return what was left, and the number of events of each phase."""
-    folder.mkdir()
+def train_reference(folder: Path, kind: str) -> None:
+    """Train without a fault, count the events of each phase, and describe what was left."""
+    runs.create_folder(folder, kind)
     counter = Injector(folder, "", 0, lambda: None)
-    code = runs.wait(runs.start(folder, runs.command(kind, folder), counter))
+    code = runs.wait(runs.start(folder, runs.command(kind, folder, counter)))
     if code != 0:
-        sys.exit(f"{kind}: exit code {code}\n{(folder / runs.CONSOLE).read_text()}")
-    return describe(folder), json.loads((folder / COUNTS).read_text())
+        raise RuntimeError(f"{kind}: exit code {code}\n{(folder / runs.CONSOLE).read_text()}")
+    describe(folder)
 
 
 def describe(folder: Path) -> Any:
     """Return what a run left, read in another process, whose threads do not matter."""
-    file = folder / "described.json"
+    file = folder / DESCRIBED
 
     def work() -> int:
         file.write_text(json.dumps(runs.describe(folder)))
@@ -176,37 +163,29 @@ def describe(folder: Path) -> Any:
     return json.loads(file.read_text())
 
 
-def experiment(folder: Path, plan: Plan, expected: Any) -> tuple[str, str, str]:
-    """Disturb a run and continue it; return phase, outcome and what was found."""
+def experiment(folder: Path, plan: Plan, moment: int, expected: Any) -> tuple[bool, str, str]:
+    """Disturb a run and continue it; return whether there was a fault, outcome and details."""
     fault, rng = plan.fault, random.Random(plan.seed)
+    injector = Injector(folder, plan.phase, moment, partial(fault.act, folder, rng))
     train = runs.command(plan.kind, folder)
-    at_event = fault.at_event and not fault.twice and not fault.meanwhile
-    act = partial(fault.act, folder, rng)
-    injector = Injector(folder, plan.phase if at_event else "", plan.moment, act)
-    first = runs.start(folder, train, injector)
-    second = runs.start(folder, train) if fault.twice else None
-    if not at_event:
-        wait_for_phase(folder, plan.phase, first)
-    if fault.meanwhile:
-        fault.meanwhile(folder)
-    elif not fault.at_event:
-        time.sleep(rng.random() * MOST_DELAY)
-        os.kill(first, signal.SIGKILL)
-    codes = [runs.wait(child) for child in (first, second) if child]
-    reached = not at_event or (folder / FIRED).exists()
-    phase = plan.phase if reached else "not reached"
+    children = [runs.start(folder, runs.command(plan.kind, folder, injector))]
+    if fault.twice and wait_for_fault(folder, children[0]):
+        children.append(runs.start(folder, train))
+    codes = [runs.wait(child) for child in children]
+    hit = (folder / FIRED).exists()
     (folder / "filler").unlink(missing_ok=True)
-    damaged = fault.after(folder, rng) if fault.after else ""
+    damaged = fault.after(folder, rng) if fault.after and hit else ""
+    hit = hit and bool(damaged or not fault.after)
     while not runs.is_finished(folder) and None not in codes and len(codes) < ATTEMPTS:
         codes.append(runs.wait(runs.start(folder, train)))
     console = (folder / runs.CONSOLE).read_text(errors="replace")
     if None in codes:
-        return phase, "hang", tail(folder)
+        return hit, "hang", tail(folder)
     if "Traceback (most recent call last)" in console:
-        return phase, "traceback", tail(folder)
+        return hit, "traceback", tail(folder)
     if not runs.is_finished(folder):
         refused = "error:" in console and "to do:" in console
-        return phase, "refused" if refused else "lost", f"{damaged} {tail(folder)}"
+        return hit, "refused" if refused else "lost", f"{damaged} {tail(folder)}"
     runs.wait(runs.start(folder, runs.sync(folder)))
     # Two processes may run one after the other; then each of them is a run of the store.
     store = expected["store"] * max(1, codes.count(0))
@@ -214,15 +193,16 @@ def experiment(folder: Path, plan: Plan, expected: Any) -> tuple[str, str, str]:
     outcome = "lost" if difference else "survived"
     if difference.startswith(("/log", "/store")) and any(one in console for one in REPORTED):
         outcome = "reported"
-    return phase, outcome, f"{damaged} {difference}".strip()
+    return hit, outcome, f"{damaged} {difference}".strip()
 
 
-def wait_for_phase(folder: Path, phase: str, child: int) -> None:
-    """Wait until a run enters a phase or has ended."""
-    while Path(f"/proc/{child}/stat").read_text().split(")")[1].split()[0] != "Z":
-        if (folder / PHASE).read_bytes().decode().strip() == phase or phase == "delivery":
-            return
+def wait_for_fault(folder: Path, child: int) -> bool:
+    """Wait for the moment of the fault; return False if the run has ended before."""
+    while not (folder / FIRED).exists():
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
         time.sleep(0.005)
+    return True
 
 
 def tail(folder: Path) -> str:
@@ -268,19 +248,6 @@ def break_checkpoints() -> None:
 
     module.CheckpointFolder.write = write  # type: ignore[method-assign]
     module.CheckpointFolder._find_problem = lambda self, folder: None  # type: ignore[method-assign]
-
-
-def table(outcomes: list[Outcome], seed: int) -> str:
-    """Return the table of faults and outcomes."""
-    lines = [f"Seed {seed}: {len(outcomes)} experiments.", "",
-             "| fault | injected | " + " | ".join(OUTCOMES) + " |",
-             "|---" * (len(OUTCOMES) + 2) + "|"]  # fmt: skip
-    for name in [fault.name for fault in FAULTS]:
-        found = Counter(one.outcome for one in outcomes if one.fault == name)
-        if found:
-            cells = [name, str(found.total()), *(str(found[one]) for one in OUTCOMES)]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import os
 import random
 import resource
 import signal
-import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,8 @@ from pathlib import Path
 
 import inject
 
-HOUR = 3600.0
+HOUR = 3600
+MOST_DELAY = 0.5  # seconds after an event, in which a kill between events may come
 
 Change = Callable[[bytearray, random.Random], None]
 
@@ -27,19 +26,19 @@ class Fault:
     Args:
         act: what the process of the run does at the moment of the fault.
         after: what happens to the files after the first attempt has ended.
-        meanwhile: what the parent process does while the first attempt runs.
-        twice: whether the same command is started twice at once.
+        twice: whether the same command is started a second time at this moment.
         needs_disk: whether to mount a small file system for the folder.
-        at_event: False if the parent process sends SIGKILL after a random time in the phase.
+        needs_checkpoint: whether the run must have a checkpoint at the moment of the fault.
+        possible: whether this machine can inject the fault.
     """
 
     name: str
     act: Callable[[Path, random.Random], None] = lambda folder, rng: inject.kill()
     after: Callable[[Path, random.Random], str] | None = None
-    meanwhile: Callable[[Path], None] | None = None
     twice: bool = False
     needs_disk: bool = False
-    at_event: bool = True
+    needs_checkpoint: bool = False
+    possible: bool = True
 
 
 def damage(change: Change, *names: str) -> Callable[[Path, random.Random], str]:
@@ -73,21 +72,6 @@ def truncate(content: bytearray, rng: random.Random) -> None:
     del content[rng.randrange(len(content)) :]
 
 
-def lock_store(folder: Path) -> None:
-    """Lock the SQLite store for a while, as another process that writes a lot does."""
-    store = sqlite3.connect(folder / "mlflow.db", isolation_level=None, timeout=20)
-    store.execute("BEGIN EXCLUSIVE")
-    time.sleep(3)
-    store.execute("ROLLBACK")
-    store.close()
-
-
-def delete_store(folder: Path) -> None:
-    """Delete the SQLite store."""
-    for file in folder.glob("mlflow.db*"):
-        file.unlink()
-
-
 def burst(number: signal.Signals) -> Callable[[Path, random.Random], None]:
     """Return a fault that sends a signal one to three times."""
     return lambda folder, rng: inject.send_burst(number, rng.randint(1, 3))
@@ -95,17 +79,19 @@ def burst(number: signal.Signals) -> Callable[[Path, random.Random], None]:
 
 FAULTS = (
     Fault("SIGKILL"),
-    Fault("SIGKILL between events", at_event=False),
+    Fault("SIGKILL between events", lambda folder, rng: inject.send_burst(
+        signal.SIGKILL, 1, rng.random() * MOST_DELAY)),
     Fault("SIGTERM", burst(signal.SIGTERM)),
     Fault("Ctrl-C", burst(signal.SIGINT)),
-    Fault("full disk", lambda folder, rng: inject.fill_disk(folder), needs_disk=True),
+    Fault("full disk", lambda folder, rng: inject.fill_disk(folder), needs_disk=True,
+          possible=os.geteuid() == 0),
     Fault("read-only disk", lambda folder, rng: inject.refuse_writes(folder)),
     Fault("flipped bit", after=damage(flip, "run", "cache")),
     Fault("truncated file", after=damage(truncate, "run", "cache")),
-    Fault("flipped checkpoint", after=damage(flip, "run/checkpoints")),
-    Fault("two at once", twice=True),
-    Fault("locked store", lambda folder, rng: None, meanwhile=lock_store),
-    Fault("deleted store", lambda folder, rng: None, meanwhile=delete_store),
+    Fault("flipped checkpoint", after=damage(flip, "run/checkpoints"), needs_checkpoint=True),
+    Fault("two at once", lambda folder, rng: None, twice=True),
+    Fault("locked store", lambda folder, rng: inject.lock_store(folder)),
+    Fault("deleted store", lambda folder, rng: inject.delete_store(folder)),
     Fault("clock jump", lambda folder, rng: inject.jump_clock(rng.choice((-2 * HOUR, 2 * HOUR)))),
     Fault("few open files", lambda folder, rng: inject.limit(
         resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) + rng.randint(0, 6))),

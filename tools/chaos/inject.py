@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import resource
 import signal
@@ -24,11 +23,19 @@ from sqlalchemy import Engine, event
 
 from kinopoisk_ft.training.clock import Clock
 
-# The parent process reads the phase of the run here, as text padded with spaces.
-PHASE, FIRED, COUNTS = "phase", "fired.json", "counts.json"
-PHASE_BYTES = 32
+FIRED, COUNTS = "fired.json", "counts.json"
+# Some faults need a checkpoint. Events that have one are counted a second time, with this suffix.
+WITH_CHECKPOINT = ", checkpoint"
+# These sections have few events of their own.
+MERGED = {"probe": "build", "compile": "build"}
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 SIGNAL_GAP = 0.05  # seconds between the signals of a burst
+LOCK = """
+import sqlite3, sys, time
+store = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+store.execute("BEGIN EXCLUSIVE")
+time.sleep(3)
+"""
 
 
 class Injector:
@@ -36,29 +43,34 @@ class Injector:
 
     Args:
         folder: the folder of the experiment; only writes below it count.
-        phase: act in this phase; empty to count only.
+        phase: act in this phase, which may end with WITH_CHECKPOINT; empty to count only.
         moment: how many events of the phase come first.
         act: what to do.
     """
 
     def __init__(self, folder: Path, phase: str, moment: int, act: Callable[[], None]) -> None:
-        self.folder, self.phase, self.moment, self.act = str(folder), phase, moment, act
+        self.folder, self.phase, self.moment, self.act = folder, phase, moment, act
         self.counts: Counter[str] = Counter()
         self.open_phases = ["start"]
         self.fired = False
-        with (folder / PHASE).open("wb") as file:
-            file.write(b" " * PHASE_BYTES)
-        with (folder / PHASE).open("r+b") as file:
-            self.shared = mmap.mmap(file.fileno(), PHASE_BYTES)
+
+    def watch(self, work: Callable[[], int]) -> int:
+        """Do the work, count its events, and write the counts at its end."""
+        self.install()
+        code = work()
+        self.fired = True
+        write_raw(self.folder / COUNTS, json.dumps(self.counts))
+        return code
 
     def install(self) -> None:
         """Start to count."""
-        self.enter("start")
+        self.count("start")
         section = Clock.section
 
         @contextmanager
         def watched(clock: Clock, name: str) -> Iterator[None]:
-            self.enter(name)
+            self.open_phases.append(MERGED.get(name, name))
+            self.count(self.open_phases[-1])
             try:
                 with section(clock, name):
                     yield
@@ -66,21 +78,10 @@ class Injector:
                 self.open_phases.pop()
                 if name == "save":
                     self.open_phases[0] = "record"
-                self.share(self.open_phases[-1])
 
         Clock.section = watched  # type: ignore[method-assign]
         event.listen(Engine, "before_cursor_execute", lambda *_: self.count("delivery"))
         sys.addaudithook(self.hear)
-
-    def enter(self, name: str) -> None:
-        """Enter a phase."""
-        self.open_phases.append(name)
-        self.share(name)
-        self.count(name)
-
-    def share(self, name: str) -> None:
-        """Show the phase to the parent process."""
-        self.shared[:] = name.encode().ljust(PHASE_BYTES)
 
     def hear(self, name: str, values: tuple[Any, ...]) -> None:
         """Count an audit event if it is a write below the folder."""
@@ -94,7 +95,7 @@ class Injector:
                 return
         if isinstance(path, bytes):
             path = path.decode(errors="replace")
-        if isinstance(path, str) and os.path.abspath(path).startswith(self.folder):
+        if isinstance(path, str) and os.path.abspath(path).startswith(str(self.folder)):
             is_log = "/tracking/" in path or path.endswith((".db", ".db-journal"))
             self.count("delivery" if is_log else self.open_phases[-1])
 
@@ -102,16 +103,14 @@ class Injector:
         """Count an event, and act if it is the chosen one."""
         if self.fired:
             return
-        self.counts[phase] += 1
-        if phase == self.phase and self.counts[phase] > self.moment:
+        names = [phase]
+        if any(self.folder.glob("run/checkpoints/checkpoint-*[0-9]")):
+            names.append(phase + WITH_CHECKPOINT)
+        self.counts.update(names)
+        if self.phase in names and self.counts[self.phase] > self.moment:
             self.fired = True
-            write_raw(Path(self.folder, FIRED), json.dumps({"phase": phase}))
+            write_raw(self.folder / FIRED, json.dumps({"phase": phase}))
             self.act()
-
-    def save(self) -> None:
-        """Write the counts, from which the schedule of later faults is drawn."""
-        self.fired = True
-        write_raw(Path(self.folder, COUNTS), json.dumps(self.counts))
 
 
 def write_raw(file: Path, text: str) -> None:
@@ -124,11 +123,22 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def send_burst(number: signal.Signals, count: int) -> None:
+def send_burst(number: signal.Signals, count: int, delay: float = 0.0) -> None:
     """Let another process send a signal to this one several times, as an impatient user does."""
-    name, process = number.name.removeprefix("SIG"), os.getpid()
-    script = f"for i in $(seq {count}); do kill -{name} {process}; sleep {SIGNAL_GAP}; done"
+    kill = f"kill -{number.name.removeprefix('SIG')} {os.getpid()}"
+    script = f"sleep {delay}; for i in $(seq {count}); do {kill}; sleep {SIGNAL_GAP}; done"
     os.posix_spawn("/bin/sh", ["sh", "-c", script], {})
+
+
+def lock_store(folder: Path) -> None:
+    """Let another process lock the SQLite store for a while, as one that writes a lot does."""
+    os.posix_spawn(sys.executable, ["python", "-S", "-c", LOCK, str(folder / "mlflow.db")], {})
+
+
+def delete_store(folder: Path) -> None:
+    """Delete the SQLite store."""
+    for file in folder.glob("mlflow.db*"):
+        file.unlink()
 
 
 def fill_disk(folder: Path) -> None:
@@ -170,8 +180,13 @@ def limit_memory() -> None:
     limit(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**22)
 
 
-def jump_clock(seconds: float) -> None:
-    """Set the clock of this process forward or back."""
+def jump_clock(seconds: int) -> None:
+    """Set the clock of this process forward or back.
+
+    All times in the store, in event logs and in console logs come from these functions, and ages of
+    files are compared with them. libfaketime 0.9.10 cannot be used: either it moves the monotonic
+    clock too, which no change of the clock does, or each `time.sleep` of Python 3.11 fails.
+    """
     now, now_ns = time.time, time.time_ns
     time.time = lambda: now() + seconds
     time.time_ns = lambda: now_ns() + int(seconds * 1e9)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 import os
 import pkgutil
+import shutil
 import signal
 import sys
 import time
@@ -14,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,13 @@ import mlflow
 import pandas as pd
 from inject import Injector
 from safetensors import safe_open
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import kinopoisk_ft
 from kinopoisk_ft import cli
+from kinopoisk_ft.ops import precompile
 from kinopoisk_ft.tracking.event_log import find_logs
 
 COMMON = (
@@ -35,6 +42,7 @@ BERT = (
     "model=bert_scratch", "model.num_layers=2", "model.hidden_size=32", "model.num_heads=2",
     "model.vocab_size=300",
 )  # fmt: skip
+DDP = (*BERT, "trainer.strategy=ddp", "trainer.process_timeout=60")
 MAMBA = ("model=mamba_scratch", "model.num_layers=2", "model.d_model=32")
 KINDS: dict[str, tuple[str, ...]] = {
     "bert": (*BERT, "trainer.precision=fp32"),
@@ -47,15 +55,20 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pretraining": ("task=pretrain", "task.save_to=base", "trainer.best_metric=loss", *BERT),
     "tf-idf": ("model=tfidf",),
     "mlflow model": (*BERT, "tracking.log_model=true"),
+    "two processes, fault in rank 0": DDP,
+    "two processes, fault in rank 1": DDP,
 }  # fmt: skip
+# The runs that create their MLflow store. It takes seconds, so the other runs get an empty store.
+NEW_STORE = {"tf-idf", "mlflow model"}
+EMPTY_STORE = "empty.db"
 TIMEOUT = 120.0  # seconds until a run counts as hanging
 CONSOLE = "console.log"
 # Metrics that differ between equal runs.
 VARYING = ("seconds", "per_second", "memory", "system/", "time/")
 
 
-def preload() -> None:
-    """Import the package once for all forks.
+def preload(root: Path) -> None:
+    """Import the package and load the kernels once for all forks, and create an empty store.
 
     Nothing is trained here, because PyTorch's backward pass starts threads, which a fork lacks.
     """
@@ -64,15 +77,35 @@ def preload() -> None:
         with suppress(ImportError):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
+    precompile.main()
+
+    def create() -> int:
+        mlflow.MlflowClient(f"sqlite:///{root / EMPTY_STORE}").search_experiments()
+        return 0
+
+    wait(start(root, create))
 
 
-def start(folder: Path, work: Callable[[], int], injector: Injector | None = None) -> int:
-    """Run a command line in a fork, with its output in the folder; return the process id."""
+def fork(work: Callable[[], int | None]) -> int:
+    """Do the work in a fork of this process; return the process id."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
+        code = work() or 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def start(folder: Path, work: Callable[[], int]) -> int:
+    """Run a command line in a fork, with its output in the folder; return the process id."""
+
+    def run() -> int:
         os.setsid()
         os.chdir(folder)
         console = os.open(CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -80,17 +113,9 @@ def start(folder: Path, work: Callable[[], int], injector: Injector | None = Non
             os.dup2(console, number)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         os.environ["KINOPOISK_FT_CACHE"] = str(folder / "cache")
-        if injector is not None:
-            injector.install()
-        code = work()
-        if injector is not None:
-            injector.save()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+        return work()
+
+    return fork(run)
 
 
 def wait(child: int) -> int | None:
@@ -106,11 +131,48 @@ def wait(child: int) -> int | None:
     return None
 
 
-def command(kind: str, folder: Path, run: str = "run") -> Callable[[], int]:
-    """Return the training of a kind of run in the folder."""
-    overrides = (*COMMON, *KINDS[kind], f"output_dir={folder / run}",
-                 f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")  # fmt: skip
-    return lambda: cli.main(list(overrides))
+def create_folder(folder: Path, kind: str) -> None:
+    """Prepare the folder for a run of a kind, next to the empty store."""
+    folder.mkdir(exist_ok=True)
+    if kind not in NEW_STORE:
+        shutil.copy(folder.parent / EMPTY_STORE, folder / "mlflow.db")
+
+
+def command(kind: str, folder: Path, injector: Injector | None = None) -> Callable[[], int]:
+    """Return the training of a kind of run in the folder, with a fault if there is an injector."""
+    overrides = [*COMMON, *KINDS[kind], f"output_dir={folder / 'run'}",
+                 f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]  # fmt: skip
+
+    def train() -> int:
+        return cli.main(overrides)
+
+    def disturbed() -> int:
+        return injector.watch(train) if injector else train()
+
+    def member() -> None:
+        try:
+            code = disturbed() if kind.endswith(f"rank {os.environ['RANK']}") else train()
+        # The parent process would take this for success.
+        except KeyboardInterrupt:
+            code = 130
+        if code:
+            sys.exit(code)
+
+    return partial(_launch, member) if KINDS[kind] is DDP else disturbed
+
+
+def _launch(member: Callable[[], None]) -> int:
+    """Do what `torchrun --standalone --nproc-per-node=2` does, with forks."""
+    # It logs a traceback of its own for each failed process of a function.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+                          run_id="chaos", local_addr="localhost", start_method="fork",
+                          logs_specs=DefaultLogsSpecs("torchelastic"))  # fmt: skip
+    try:
+        elastic_launch(config, member)()
+    except ChildFailedError:
+        return 1
+    return 0
 
 
 def sync(folder: Path) -> Callable[[], int]:
@@ -118,16 +180,16 @@ def sync(folder: Path) -> Callable[[], int]:
     return lambda: cli.main(["sync", str(folder)])
 
 
-def is_finished(folder: Path, run: str = "run") -> bool:
+def is_finished(folder: Path) -> bool:
     """Return whether the run wrote its result and has nothing left to do."""
-    out = folder / run
+    out = folder / "run"
     ended = (out / "result.json").exists() or (folder / "base/config.json").exists()
     return ended and not (out / "unfinished.json").exists()
 
 
-def describe(folder: Path, run: str = "run") -> dict[str, Any]:
+def describe(folder: Path) -> dict[str, Any]:
     """Return everything that must be equal in a disturbed and an undisturbed run."""
-    out = folder / run
+    out = folder / "run"
     return {
         "weights": {str(file.relative_to(folder)): _digest_weights(file)
                     for place in (out / "model", folder / "base")
