@@ -21,7 +21,7 @@ from kinopoisk_ft.data.preprocessing import (
 )
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import get_cache_dir
+from kinopoisk_ft.files import compute_sha256, get_cache_dir, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,12 @@ def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing)
             remove_columns=["text"],
             # `map` renames a temporary file at the end, so this file is always complete.
             cache_file_name=str(file),
+            # `map` would read an existing file without a check.
+            load_from_cache_file=False,
             # Without this argument, `map` would hash the tokenizer to compute a fingerprint.
             new_fingerprint=key,
         )
+        write_atomically(file.with_suffix(".sha256"), compute_sha256(file))
     columns = {f.name: table.data.column(f.name).to_numpy() for f in fields(TextCoverage)}
     return Tokens(
         _to_lists(table.data.column("input_ids")),
@@ -91,10 +94,14 @@ def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing)
 
 
 def _load_cached(file: Path) -> Any:
-    if not file.exists():
+    digest = file.with_suffix(".sha256")
+    # The digest is written last. Earlier versions did not write one.
+    if not (file.exists() and digest.exists()):
         return None
     # The exceptions of pyarrow are subclasses of these two.
     try:
+        if compute_sha256(file) != digest.read_text("utf-8"):
+            raise ValueError("its SHA-256 digest does not match")
         return datasets.Dataset.from_file(str(file))
     except (OSError, ValueError) as error:
         log.warning("%s is damaged, so the reviews are tokenized again: %s", file, error)

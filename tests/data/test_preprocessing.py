@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,23 @@ def test_a_change_makes_new_files(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.arrow"))) == len(ways)
 
 
+def cut_file(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:700])
+
+
+def replace_tokens(file: Path) -> None:
+    """Replace the tokens by those of another text, so that the file can still be read."""
+    tokenize(["отличный фильм и другой"], tokenizer("bert"), Preprocessing(8))
+    (other,) = set(file.parent.glob("*.arrow")) - {file}
+    file.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [cut_file, replace_tokens])
 def test_cached_tokens_are_read_and_damaged_ones_rebuilt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    damage: Callable[[Path], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     texts = [
         f"отличный фильм {'очень ' * (i % 9)}"
@@ -140,10 +156,23 @@ def test_cached_tokens_are_read_and_damaged_ones_rebuilt(
     np.testing.assert_array_equal(found.truncated, want.truncated)
     monkeypatch.setattr(tokens, "encode", encode)
     (file,) = tmp_path.rglob("*.arrow")
-    file.write_bytes(file.read_bytes()[:700])
-    again = tokenize(texts, tokenizer("bert"), Preprocessing(8))
+    damage(file)
+    for _ in range(2):
+        assert tokenize(texts, tokenizer("bert"), Preprocessing(8)).input_ids == want.input_ids
+    assert caplog.text.count("is damaged, so the reviews are tokenized again") == 1
+
+
+def test_a_token_cache_without_digest_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An earlier version, or a process that was killed, did not write the digest."""
+    want = tokenize(["отличный фильм"], tokenizer("bert"), Preprocessing(8))
+    (file,) = tmp_path.rglob("*.arrow")
+    replace_tokens(file)
+    file.with_suffix(".sha256").unlink()
+    again = tokenize(["отличный фильм"], tokenizer("bert"), Preprocessing(8))
     assert again.input_ids == want.input_ids
-    assert "is damaged, so the reviews are tokenized again" in caplog.text
+    assert not caplog.text
 
 
 def test_max_length_without_room_for_text_is_refused() -> None:

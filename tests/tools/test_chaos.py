@@ -70,7 +70,7 @@ def test_nothing_is_lost() -> None:
 
 @pytest.mark.slow
 def test_damaged_checkpoints_without_digests_are_found() -> None:
-    # Some of the first experiments with this seed damage a tensor, others a part that is not read.
+    # With this seed, the fifth and the eighth experiment damage a manifest that is then trusted.
     done = disturb("--minutes", "2", "--seed", "0", "--kinds", "bert",
                    "--faults", "flipped checkpoint", "--break-checkpoints")  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr

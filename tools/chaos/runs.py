@@ -150,6 +150,9 @@ def command(kind: str, folder: Path, injector: Injector | None = None) -> Callab
         return injector.watch(train) if injector else train()
 
     def member() -> None:
+        # A new process would not have the handlers of its parent process.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             code = disturbed() if kind.endswith(f"rank {os.environ['RANK']}") else train()
         # The parent process would take this for success.
