@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 
 from kinopoisk_ft.training.clock import Clock
 
-FIRED, COUNTS = "fired.json", "counts.json"
+FIRED, COUNTS = "fired", "counts.json"
 # Some faults need a checkpoint. Events that have one are counted a second time, with this suffix.
 WITH_CHECKPOINT = ", checkpoint"
 # These sections have few events of their own.
@@ -59,7 +59,7 @@ class Injector:
         self.install()
         code = work()
         self.fired = True
-        write_raw(self.folder / COUNTS, json.dumps(self.counts))
+        (self.folder / COUNTS).write_text(json.dumps(self.counts), "utf-8")
         return code
 
     def install(self) -> None:
@@ -109,13 +109,8 @@ class Injector:
         self.counts.update(names)
         if self.phase in names and self.counts[self.phase] > self.moment:
             self.fired = True
-            write_raw(self.folder / FIRED, json.dumps({"phase": phase}))
+            (self.folder / FIRED).touch()
             self.act()
-
-
-def write_raw(file: Path, text: str) -> None:
-    """Write a small file."""
-    file.write_text(text, "utf-8")
 
 
 def kill() -> None:
