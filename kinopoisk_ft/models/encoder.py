@@ -151,7 +151,7 @@ class Encoder(CheckpointRecipe):
             )
 
     def check_pretraining(self) -> None:
-        """Raise UserError if the weights are stored in bf16, because pretraining trains them."""
+        """Raise UserError if the weights are stored in bf16: trained weights must be fp32."""
         super().check_pretraining()
         if self.dtype != "fp32":
             raise UserError(

@@ -265,8 +265,8 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
         if _gives_same_logits(split, batch):
             return split
     raise UserError(
-        f"the prefix cache does not work with {type(network.module).__name__}, because the layers "
-        f"above layer {whole.layer} do not compute the same logits from cached activations",
+        f"the prefix cache does not work with {type(network.module).__name__}: with cached "
+        f"activations, the layers above layer {whole.layer} do not give the model's logits",
         where=WHERE,
         fix=f"set {OFF}",
     )

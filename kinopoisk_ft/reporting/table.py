@@ -107,8 +107,8 @@ class Table:
     def train_reviews(self) -> float | None:
         """Return the mean number of training reviews, or None if no run recorded it.
 
-        The number depends on the seed if data.train_limit is set, because films are kept whole; see
-        `label_budget.limit_rows`.
+        If data.train_limit is set, the number depends on the seed, because either all reviews of a
+        film are selected or none; see `label_budget.limit_rows`.
         """
         runs = [run.metrics for row in self.rows for run in row.runs]
         counts = [metrics["train_reviews"] for metrics in runs if "train_reviews" in metrics]

@@ -37,7 +37,7 @@ def check_strategy(
     if micro_batch_size is not None and world_size() > 1:
         raise UserError(
             f"trainer.micro_batch_size={micro_batch_size} does not work with several processes, "
-            "because each of them uses one forward pass for its part of a batch",
+            "because each of them must process its part of a batch in a single forward pass",
             where="trainer.micro_batch_size",
             fix="use trainer.micro_batch_size=null; to save memory, start more processes, or lower "
             "trainer.batch_size and increase trainer.accumulate",
