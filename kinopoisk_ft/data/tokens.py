@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import datasets
 import numpy as np
@@ -21,7 +22,7 @@ from kinopoisk_ft.data.preprocessing import (
 )
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import compute_sha256, get_cache_dir, write_atomically
+from kinopoisk_ft.files import compute_sha256, get_cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,10 @@ def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing)
             # Without this argument, `map` would hash the tokenizer to compute a fingerprint.
             new_fingerprint=key,
         )
-        write_atomically(file.with_suffix(".sha256"), compute_sha256(file))
+        # The name is unique, because another process may write the same digest at the same time.
+        part = file.with_suffix(f".{uuid4().hex}.part")
+        part.write_text(compute_sha256(file), "utf-8")
+        part.replace(file.with_suffix(".sha256"))
     columns = {f.name: table.data.column(f.name).to_numpy() for f in fields(TextCoverage)}
     return Tokens(
         _to_lists(table.data.column("input_ids")),

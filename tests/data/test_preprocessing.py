@@ -175,6 +175,20 @@ def test_a_token_cache_without_digest_is_not_read(
     assert not caplog.text
 
 
+def test_two_processes_may_cache_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, others = Path.replace, iter([lambda: tokenize(*arguments)])
+    arguments = ["отличный фильм"], tokenizer("bert"), Preprocessing(8)
+
+    def replace_last(part: Path, target: Path) -> Path:
+        """Let another process write the digest between the two steps of this one."""
+        for other in others:
+            other()
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", replace_last)
+    assert tokenize(*arguments).input_ids == encode(*arguments)["input_ids"]
+
+
 def test_max_length_without_room_for_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"leaves no room .* take 2 tokens") as caught:
         encode(["фильм"], tokenizer("bert"), Preprocessing(2))

@@ -117,7 +117,7 @@ def test_a_review_that_is_no_longer_in_the_data_is_reported(place: Path) -> None
     client = MlflowClient(uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "shorter"]
     run = client.search_runs([experiment.experiment_id])[0].info.run_id
-    with pytest.raises(UserError, match="row 120 is not in the test split"):
+    with pytest.raises(UserError, match="not in the test split of the current data"):
         explain_runs(client, uri, {("tfidf", 120): run})
 
 
