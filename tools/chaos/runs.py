@@ -166,7 +166,7 @@ def command(kind: str, folder: Path, injector: Injector | None = None) -> Callab
 
 def _launch(member: Callable[[], None]) -> int:
     """Do what `torchrun --standalone --nproc-per-node=2` does, with forks."""
-    # It logs a traceback of its own for each failed process of a function.
+    # For each failed process, torch would print a traceback besides the messages of the run.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
                           run_id="chaos", local_addr="localhost", start_method="fork",
