@@ -62,6 +62,7 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
     # Unlike the report, this command refuses approaches with different test examples.
     if found.problems:
         raise _explain(found)
+    _check_groups(approaches)
     means = {name: scores[HEADLINE] for name, scores in found.means.items()}
     names = sorted(means, key=lambda name: -means[name].mean)
     if reference is not None and reference not in names:
@@ -85,6 +86,33 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
         if decision.verdict == "undecided":
             needed.append(f"{name}: undecided at {margin:g}; {_needed(decision, pair)}")
     return _format(rows, best, margin, needed)
+
+
+def _check_groups(approaches: Sequence[Approach]) -> None:
+    """Raise UserError if the files group the test examples differently, or all in one group."""
+    import numpy as np
+    import pandas as pd
+
+    # Numbers in the order of the examples, so that the names of the groups do not matter.
+    found = [
+        (one.name, None if run.groups is None else pd.factorize(run.groups)[0])
+        for one in approaches
+        for run in one.runs
+    ]
+    first, expected = found[0]
+    for name, groups in found:
+        if (groups is None) != (expected is None) or not np.array_equal(groups, expected):
+            raise UserError(
+                f"the files of {first} and {name} have different groups of test examples",
+                where="column 'group' or 'film'",
+                fix="give this column to all files, with the same groups, or to none",
+            )
+    if expected is not None and expected.max() == 0:
+        raise UserError(
+            "all test examples belong to the same group, so intervals cannot be computed",
+            where="column 'group' or 'film'",
+            fix="remove this column, or add examples of other groups",
+        )
 
 
 def _needed(decision: Decision, pair: Pair) -> str:

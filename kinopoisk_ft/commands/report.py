@@ -39,11 +39,17 @@ def main(argv: list[str] | None = None) -> None:
     from kinopoisk_ft.reporting.folds import pool_folds
     from kinopoisk_ft.reporting.locale import Locale
     from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
+    from kinopoisk_ft.reporting.page.hardest_reviews import MOST_SHOWN
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
     from kinopoisk_ft.reporting.summary import as_summary
     from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
 
+    if not 0 <= options.explain <= MOST_SHOWN:
+        raise UserError(
+            f"--explain {options.explain} is not a number of reviews that the page shows",
+            fix=f"use 0 to {MOST_SHOWN}",
+        )
     locale = Locale(options.language)
     uri = options.uri or default_uri()
     try:
@@ -97,8 +103,9 @@ def _build_parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="shade the words that decided each approach's answers to the N hardest reviews, on "
-        "the page; this loads the models and takes about a minute per answer (default: 0)",
+        help="shade the words that decided each approach's answers to the N hardest reviews (at "
+        "most 10) on the page; this loads the models and takes about a minute per answer "
+        "(default: 0)",
     )
     parser.add_argument(
         "--no-log", action="store_true", help="do not log the report to the sweep's parent run"
@@ -136,6 +143,7 @@ def summarize_sweep(uri: str, parent: str) -> str:
     from mlflow.exceptions import MlflowException
 
     from kinopoisk_ft.reporting.document import build
+    from kinopoisk_ft.reporting.folds import pool_folds
     from kinopoisk_ft.reporting.locale import Locale
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
@@ -147,8 +155,8 @@ def summarize_sweep(uri: str, parent: str) -> str:
     try:
         client = open_store(absolute_uri(uri))
         collected = collect(client, "", parent)
-        predictions = load_run_files(client, collected.runs).predictions
-        document = build(collected, predictions, parent, locale)
+        collected, files = pool_folds(collected, load_run_files(client, collected.runs))
+        document = build(collected, files.predictions, parent, locale)
         text = as_summary(document, locale)
         # A sweep ends without report files, so its description names the command that writes them.
         describe_sweep(client, parent, document, locale, has_files=False)

@@ -29,6 +29,13 @@ PAIR_FIELDS = (
     "metric", "difference", "low", "high", "p", "p_holm", "only_a", "only_b", "mcnemar_p",
     "mcnemar_p_holm",
 )  # fmt: skip
+# Prefixes of columns, with the attributes of `Decision`. The margin ends the name of the column.
+# The bounds are those of the page, unlike `low` and `high` in the file of differences, which are
+# the two-sided interval of one difference.
+DECIDED = {
+    "verdict": "verdict", "p_equivalent": "p_equivalent", "difference_low": "low",
+    "difference_high": "high", "p_as_good": "p_as_good", "p_worse": "p_worse",
+}  # fmt: skip
 SLICE_FIELDS = (
     "data", "split_digest", "train_limit", "approach", "by", "value", "n", "metric", "mean", "low",
     "high",
@@ -198,8 +205,8 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
             record[f"{name}_high"] = interval.high if interval else ""
     for margin, decisions in table.decisions.items():
         decision = decisions.get(row.name) if row else None
-        record[f"verdict_{margin:g}"] = decision.verdict if decision else ""
-        record[f"p_equivalent_{margin:g}"] = decision.p_equivalent if decision else ""
+        for name, attribute in DECIDED.items():
+            record[f"{name}_{margin:g}"] = getattr(decision, attribute) if decision else ""
     record["learned"] = _yes(row.learned) if row else ""
     for mark in MARKS:
         record[mark] = _yes(row is not None and row.marked(mark))

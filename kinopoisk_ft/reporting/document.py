@@ -69,7 +69,8 @@ class Document:
     @property
     def looks(self) -> dict[str, Look]:
         """Return the colour and marker of each approach, the same in all figures."""
-        return assign_looks(row.name for section in self.sections for row in section.table.rows)
+        names = [row.name for section in self.sections for row in section.table.rows]
+        return assign_looks([*names, *(curve.name for one in self.curves for curve in one.curves)])
 
 
 def build(

@@ -19,6 +19,8 @@ from kinopoisk_ft.statistics.metrics import count_confusion, scores
 from kinopoisk_ft.statistics.predictions import Predictions
 
 FOLDS, FOLD = "data.folds", "data.fold"
+# Counts of test reviews, of which each is in one fold. A film may have reviews in several folds.
+REVIEW_COUNTS = ("leakage_near_duplicates", "leakage_pretraining")
 
 
 def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFiles]:
@@ -27,8 +29,8 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
     Runs stay separate if a fold or its predictions are missing. The single run has the run id of
     the first fold. Metrics that depend only on the predicted classes, such as F1, are computed from
     all test reviews. Counts of leaked reviews are summed over the folds. Other metrics, such as the
-    training time, are averaged. The calibration temperature is left out, because each fold has a
-    different one.
+    training time and the number of films in both parts, are averaged. The calibration temperature
+    is left out, because each fold has a different one.
     """
     # {training: {fold: run}}. The runs of one training differ only in their fold.
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
@@ -89,9 +91,7 @@ def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
 
 
 def _combine(name: str, values: list[float]) -> float:
-    # Shares and accuracies also begin with `leakage_`, but only counts may be added.
-    is_count = name.startswith("leakage_") and not name.endswith(("_share", "_accuracy"))
-    return sum(values) if is_count else statistics.fmean(values)
+    return sum(values) if name in REVIEW_COUNTS else statistics.fmean(values)
 
 
 def _name_all_folds(command: str, first: TrainedRun) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import pandas as pd
 
@@ -50,16 +50,6 @@ class LabelCurves:
     baselines: frozenset[str]
     differing: tuple[str, ...]
 
-    @property
-    def fewest(self) -> float:
-        """Return the smallest number of labels."""
-        return min(curve.points[0].labels for curve in self.curves)
-
-    @property
-    def most(self) -> float:
-        """Return the largest number of labels."""
-        return max(curve.points[-1].labels for curve in self.curves)
-
 
 def label_curves(
     tables: Sequence[Table], predictions: Mapping[str, Predictions]
@@ -67,20 +57,23 @@ def label_curves(
     """Return the curves of the approaches that were trained with several numbers of labels."""
     found: list[LabelCurves] = []
     # `groupby` joins only neighbours, and `tables` returns the tables of one split in sequence.
-    for _, group in groupby(tables, lambda t: (t.data, t.source_digest, t.split_digest)):
+    for _, group in itertools.groupby(tables, lambda t: (t.data, t.source_digest, t.split_digest)):
         same_split = list(group)
         recipes = _find_recipes(same_split)
+        rows = [row for table in same_split for row in table.rows]
+        names = _name_curves(rows, recipes)
         runs = _collect(same_split, predictions, recipes)
         if runs:
-            curves = draw_curves(runs)
-            rows = [row for table in same_split for row in table.rows]
+            curves = draw_curves({names[recipe]: points for recipe, points in runs.items()})
             found.append(
                 LabelCurves(
                     stem=f"labels-{len(found) + 1}",
                     tables=same_split,
                     curves=curves,
                     crossings=find_crossings(curves),
-                    baselines=frozenset(row.name for row in rows if not row.is_network),
+                    baselines=frozenset(
+                        names[recipes[row.first.run_id]] for row in rows if not row.is_network
+                    ),
                     differing=_find_differing(rows, recipes),
                 )
             )
@@ -106,6 +99,20 @@ def _find_recipes(tables: Sequence[Table]) -> dict[str, str]:
     return found
 
 
+def _name_curves(rows: Iterable[Row], recipes: Mapping[str, str]) -> dict[str, str]:
+    """Return {key of `_find_recipes`: name of the curve}, the name of its first row.
+
+    Each table names its rows by the settings that differ in this table, so two recipes may have
+    the same name. The second one gets a number.
+    """
+    names: dict[str, str] = {}
+    for row in rows:
+        tried = itertools.chain([row.name], (f"{row.name} [{i}]" for i in itertools.count(2)))
+        free = next(name for name in tried if name not in names.values())
+        names.setdefault(recipes[row.first.run_id], free)
+    return names
+
+
 def _find_differing(rows: Sequence[Row], recipes: Mapping[str, str]) -> tuple[str, ...]:
     keys = [recipes[row.first.run_id] for row in rows]
     found = []
@@ -119,8 +126,8 @@ def _find_differing(rows: Sequence[Row], recipes: Mapping[str, str]) -> tuple[st
 def _collect(
     tables: Sequence[Table], predictions: Mapping[str, Predictions], recipes: Mapping[str, str]
 ) -> dict[str, list[Runs]]:
+    """Return {key of `_find_recipes`: points}, without keys that have only one point."""
     found: dict[str, list[Runs]] = {}
-    names: dict[str, str] = {}
     first: Predictions | None = None
     for table in tables:
         # All approaches get the same mean, even if some seeds are missing.
@@ -134,10 +141,8 @@ def _collect(
             same = first is not None and not any(first.mismatch(answer) for answer in answers)
             if same and len(answers) == len(row.runs):
                 point = (table.train_limit, labels, tuple(run.seed for run in row.runs), answers)
-                # A row may have a different name in each table.
-                name = names.setdefault(recipes[row.first.run_id], row.name)
-                found.setdefault(name, []).append(point)
-    return {name: points for name, points in found.items() if len(points) > 1}
+                found.setdefault(recipes[row.first.run_id], []).append(point)
+    return {recipe: points for recipe, points in found.items() if len(points) > 1}
 
 
 def sentences(found: LabelCurves, locale: Locale) -> list[str]:
@@ -150,7 +155,7 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     compared = [c for c in found.crossings if {c.a, c.b} & found.baselines] or found.crossings
     # Such an interval contains every number of labels.
     undecided = [c for c in compared if c.low == 0 and math.isinf(c.high)]
-    said = [_describe(c, found, locale) for c in compared if c not in undecided]
+    said = [_describe(c, locale) for c in compared if c not in undecided]
     if undecided:
         pairs = "; ".join(locale("crossing_pair", a=c.a, b=c.b) for c in undecided)
         said.append(locale("crossing_undecided", pairs=pairs))
@@ -173,14 +178,14 @@ def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
     return said
 
 
-def _describe(crossing: Crossing, found: LabelCurves, locale: Locale) -> str:
-    low, high = _interval(crossing, found, locale)
+def _describe(crossing: Crossing, locale: Locale) -> str:
+    low, high = _interval(crossing, locale)
     parts = {"a": crossing.a, "b": crossing.b, "low": low, "high": high}
     if crossing.labels == 0:
-        return locale("passes_early", count=locale.number(found.fewest, 0), **parts)
+        return locale("passes_early", count=locale.number(crossing.fewest, 0), **parts)
     if math.isinf(crossing.labels):
-        return locale("passes_never", count=locale.number(found.most, 0), **parts)
-    return locale("passes", at=_place(crossing.labels, found, locale), **parts)
+        return locale("passes_never", count=locale.number(crossing.most, 0), **parts)
+    return locale("passes", at=_place(crossing.labels, crossing, locale), **parts)
 
 
 def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
@@ -203,22 +208,22 @@ def crossings_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
     """Return the table of crossings: how many labels one approach needs to outscore another one."""
     rows = []
     for crossing in found.crossings:
-        low, high = _interval(crossing, found, locale)
-        at = _place(crossing.labels, found, locale)
+        low, high = _interval(crossing, locale)
+        at = _place(crossing.labels, crossing, locale)
         rows.append([crossing.a, crossing.b, at, locale("interval", low=low, high=high)])
     headings = ("approach", "passes_what", "passes_at", "passes_interval")
     return frame_of([locale(heading) for heading in headings], rows)
 
 
-def _interval(crossing: Crossing, found: LabelCurves, locale: Locale) -> tuple[str, str]:
-    return _place(crossing.low, found, locale), _place(crossing.high, found, locale)
+def _interval(crossing: Crossing, locale: Locale) -> tuple[str, str]:
+    return _place(crossing.low, crossing, locale), _place(crossing.high, crossing, locale)
 
 
-def _place(labels: float, found: LabelCurves, locale: Locale) -> str:
+def _place(labels: float, crossing: Crossing, locale: Locale) -> str:
     if labels == 0:
-        return locale("fewer_than", count=locale.number(found.fewest, 0))
+        return locale("fewer_than", count=locale.number(crossing.fewest, 0))
     if math.isinf(labels):
-        return locale("more_than", count=locale.number(found.most, 0))
+        return locale("more_than", count=locale.number(crossing.most, 0))
     # The intervals are wide, so more than two digits would suggest too much precision.
     digits = 1 - math.floor(math.log10(labels))
     return locale.number(round(labels, digits), 0)

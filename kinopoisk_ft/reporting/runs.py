@@ -32,10 +32,10 @@ TAGS = (
 )  # fmt: skip
 GROUPS = ("model", "adapter", "data", "trainer")
 # Keys that do not change what is learned. All other keys of the groups distinguish rows.
-# By default, data.train_seed is the seed, and data.text_prefix repeats model.text_prefix.
+# By default, data.text_prefix repeats model.text_prefix.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
-    "trainer.process_timeout", "data.train_seed", "model.text_prefix",
+    "trainer.process_timeout", "model.text_prefix",
 )  # fmt: skip
 # Settings that have an effect only with data.truncation=windows.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
@@ -54,8 +54,8 @@ NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each
 # other.
 READ = (
-    "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
-    "data.train_limit", "data.window_stride", "data.max_windows", "data.text_prefix",
+    "data.max_length", "data.truncation", "data.train_limit", "data.train_seed", "data.max_windows",
+    "data.max_characters", "data.strip_scores", "data.window_stride", "data.text_prefix",
 )  # fmt: skip
 # Maximum length of an error message in the table of failed runs.
 CAUSE_CHARACTERS = 160
@@ -164,6 +164,10 @@ def read_trained(run: Run) -> TrainedRun:
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     if params.get("data.truncation") != "windows":
         ignored = (*ignored, *OF_WINDOWS)
+    seed = tags.get("seed") or params.get("seed", "")
+    # It draws the reviews of data.train_limit, and by default it is the seed.
+    if params.get("data.train_limit", "None") == "None" or params.get("data.train_seed") == seed:
+        ignored = (*ignored, "data.train_seed")
     best = f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
     # If the digest of the data is known, their path does not matter.
     if tags.get("source_digest"):
@@ -172,7 +176,7 @@ def read_trained(run: Run) -> TrainedRun:
         run_id=run.info.run_id,
         approach=_approach(tags, params),
         adapter=tags.get("adapter", "none"),
-        seed=tags.get("seed") or params.get("seed", ""),
+        seed=seed,
         # The command is not reduced to single spaces, because spaces in quotes matter.
         command=replace_controls(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
@@ -292,13 +296,9 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
 def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
     if parent is None:
         return _search(client, experiment_id, "tags.`kinopoisk_ft.kind` = 'train'")
+    of_sweep = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`kinopoisk_ft.kind`"
     runs, skipped = (
-        _search(
-            client,
-            experiment_id,
-            f"tags.`kinopoisk_ft.kind` = '{kind}' and tags.`mlflow.parentRunId` = '{parent}'",
-        )
-        for kind in ("train", "skipped")
+        _search(client, experiment_id, f"{of_sweep} = '{kind}'") for kind in ("train", "skipped")
     )
     try:
         # A job is skipped if an identical run has finished. That run may belong to another sweep.

@@ -54,8 +54,11 @@ def resample(
         predicted: (runs, N) predicted classes.
         groups: (N,) group of each review, for example its film. If given, whole groups are drawn
             (Davison and Hinkley, 1997, section 3.8), and the distances of the resampled scores
-            from the observed ones are multiplied by `widening`.
+            from the observed ones are multiplied by `widening`. With a single group, reviews are
+            drawn, so the result holds only for other reviews of this group.
     """
+    if groups is not None and len(np.unique(groups)) == 1:
+        groups = None
     runs = len(predicted)
     # (runs, N): the index of each prediction in the flattened confusion matrices of all runs.
     cells = labels * classes + predicted + classes**2 * np.arange(runs)[:, None]

@@ -58,6 +58,9 @@ class Crossing:
 
     `low` and `high` are the ends of the 95% interval. 0 means that a scores higher with every
     number of labels. Infinity means that a does not score higher with the largest number of labels.
+
+    Args:
+        fewest, most: the smallest and the largest number of labels for which both have runs.
     """
 
     a: str
@@ -65,6 +68,8 @@ class Crossing:
     labels: float
     low: float
     high: float
+    fewest: float
+    most: float
 
 
 def draw_curves(
@@ -111,7 +116,10 @@ def find_crossing(a: Curve, b: Curve) -> Crossing | None:
     # This method does not interpolate, because values between a number and infinity mean nothing.
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     low, high = np.quantile(_last_crossings(labels, resampled), ends, method="inverted_cdf")
-    return Crossing(a=a.name, b=b.name, labels=float(at), low=float(low), high=float(high))
+    return Crossing(
+        a=a.name, b=b.name, labels=float(at), low=float(low), high=float(high),
+        fewest=float(labels[0]), most=float(labels[-1]),
+    )  # fmt: skip
 
 
 def find_crossings(curves: Sequence[Curve]) -> list[Crossing]:

@@ -121,9 +121,10 @@ def _effective_size(accuracy: float, resampled: np.ndarray, groups: np.ndarray) 
     With this number of independent reviews, the accuracy would have the same variance. `resampled`
     is (resamples, runs): the accuracy on resamples of whole groups. `groups` is (N,).
     """
-    variance = float(resampled.mean(axis=1).var())
-    # The variance is 0 if all predictions are right or all are wrong. Count groups instead.
-    if not variance:
-        return len(np.unique(groups))
+    variance, count = float(resampled.mean(axis=1).var()), len(np.unique(groups))
+    # The variance is 0 if all predictions are right or all are wrong, and the variance between
+    # groups is unknown if there is only one. Count groups instead.
+    if not variance or count == 1:
+        return count
     # The variance is only an estimate. Without `min`, the size could exceed the number of reviews.
     return min(float(len(groups)), accuracy * (1 - accuracy) / variance)

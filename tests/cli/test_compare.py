@@ -99,6 +99,11 @@ def test_examples_without_a_film_are_separate_groups() -> None:
         (["a.csv", "c.jsonl", "--reference", "d"], "there is no approach 'd'"),
         (["a.csv", "rows.csv"], "not whole numbers of up to 18 digits"),
         (["a.csv", "long.csv"], "not whole numbers of up to 18 digits"),
+        (["a.csv", "films.csv"], "have different groups of test examples"),
+        (["films.csv", "a.csv"], "have different groups of test examples"),
+        (["films.csv", "halves.csv"], "have different groups of test examples"),
+        (["one=films.csv,a.csv", "films.csv"], "have different groups of test examples"),
+        (["one=same.csv", "two=same.csv"], "all test examples belong to the same group"),
     ],
 )
 def test_mistakes_are_explained(
@@ -111,5 +116,8 @@ def test_mistakes_are_explained(
     good.assign(predicted=good["predicted"].where(good.index != 3)).to_csv("empty.csv", index=False)
     good.assign(row=[f"r{n}" for n in range(600)]).to_csv("rows.csv", index=False)
     good.assign(row=[10**20 + n for n in range(600)]).to_csv("long.csv", index=False)
+    good.assign(film=[n // 60 for n in range(600)]).to_csv("films.csv", index=False)
+    good.assign(group=[n // 300 for n in range(600)]).to_csv("halves.csv", index=False)
+    good.assign(group="test").to_csv("same.csv", index=False)
     assert main(["compare", *args]) == 1
     assert message in capsys.readouterr().err

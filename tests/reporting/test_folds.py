@@ -10,7 +10,8 @@ from report_rows import trained
 from report_store import answers
 from sklearn.metrics import f1_score
 
-from kinopoisk_ft.reporting.document import build
+from kinopoisk_ft.commands.report import summarize_sweep
+from kinopoisk_ft.reporting.document import Document, build
 from kinopoisk_ft.reporting.folds import pool_folds
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.run_files import RunFiles
@@ -53,6 +54,32 @@ def test_all_reviews_are_in_one_table() -> None:
         np.testing.assert_array_equal(pooled.predicted, table["predicted"])
         assert pooled.facts["film"].tolist() == table["film"].tolist()
     assert "The test sets of 3 folds are pooled" in " ".join(section.notes)
+
+
+def test_the_summary_of_a_sweep_pools_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a sweep must show the same table as a report on the sweep."""
+    collected, files = made()
+    described: list[Document] = []
+    package = "kinopoisk_ft.reporting"
+    monkeypatch.setattr("kinopoisk_ft.tracking.store.open_store", lambda _: None)
+    monkeypatch.setattr(f"{package}.runs.collect", lambda *_: collected)
+    monkeypatch.setattr(f"{package}.run_files.load_run_files", lambda *_: files)
+    monkeypatch.setattr(
+        f"{package}.saved_view.describe_sweep", lambda *args, **_: described.append(args[2])
+    )
+    text = summarize_sweep("sqlite:///mlflow.db", "parent")
+    (section,) = described[0].sections
+    assert [(row.name, len(row.runs)) for row in section.table.rows] == [("bert", 2), ("gru", 2)]
+    assert "fold 1" not in text
+
+
+def test_films_of_several_folds_are_counted_once() -> None:
+    collected, files = made()
+    for run in collected.runs:
+        run.metrics.update(leakage_films=90.0, leakage_near_duplicates=2.0)
+    for run in pool_folds(collected, files)[0].runs:
+        assert run.metrics["leakage_films"] == 90.0
+        assert run.metrics["leakage_near_duplicates"] == 6.0
 
 
 def test_more_reviews_decide_what_one_fold_does_not() -> None:

@@ -184,6 +184,36 @@ def test_curves_follow_the_settings_and_not_the_numbers_in_names(document: Docum
     assert {tuple(values) for values in scores.values()} == expected
 
 
+def test_two_recipes_with_the_same_name_have_two_curves() -> None:
+    """Rows are numbered in each table, and a failed job shifts the numbers."""
+    collected, predictions = made()
+    runs, joined = [], {}
+    for run in collected.runs:
+        for lr in ("1", "2", "3"):
+            if run.model == "bert" and (run.settings["data.train_limit"], lr) != ("None", "2"):
+                changed = {f"trainer.option{i}": lr for i in range(3)}
+                name = f"{run.run_id} {lr}"
+                runs.append(replace(run, run_id=name, settings=run.settings | changed))
+                joined[name] = predictions[run.run_id]
+    document = build(replace(collected, runs=runs), joined, None, EN)
+    (found,) = document.curves
+    assert len({curve.name for curve in found.curves}) == 3
+    limits = sorted([point.limit for point in curve.points] for curve in found.curves)
+    assert limits == [["100", "1000"], ["100", "1000", ""], ["100", "1000", ""]]
+    assert {curve.name for curve in found.curves} <= set(document.looks)
+
+
+def test_a_crossing_names_only_numbers_with_both_approaches() -> None:
+    collected, predictions = made()
+    runs = [run for run in collected.runs if not run.run_id.startswith("bert 100 ")]
+    (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
+    (crossing,) = found.crossings
+    assert (crossing.fewest, crossing.most) == (998, 3300)
+    said = " ".join(sentences(found, EN)) + crossings_frame(found, EN).to_string()
+    assert "fewer than 998" in said
+    assert "104" not in said
+
+
 def test_points_without_learning_are_named() -> None:
     collected, predictions = made()
     runs = [

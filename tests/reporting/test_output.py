@@ -158,6 +158,8 @@ def test_mistakes_name_the_nearest(
     assert "the report is not available in the language 'de'" in complaint(
         capsys, *uri, "language=de"
     )
+    for count in "11", "-1":
+        assert "use 0 to 10" in complaint(capsys, *uri, f"explain={count}")
     assert not (tmp_path / "out").exists()
     taken = tmp_path / "taken"
     taken.touch()

@@ -99,6 +99,11 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert verdicts["bert 178M"] == "as good"
     assert verdicts["mamba 178M"] == "worse"
     assert verdicts["bert 178M + LoRA"] is None
+    # The bounds in the files are those of the page, which agree with the verdicts.
+    rows = {row["approach"]: row for row in whole["rows"]}
+    assert rows["bert 178M"]["difference_low_0.02"] >= -0.02
+    assert rows["mamba 178M"]["difference_high_0.02"] <= -0.02
+    assert rows["bert 178M"]["p_as_good_0.02"] <= 0.05 < rows["bert 178M"]["p_worse_0.02"]
     assert "| bert 178M | 3 | as good | undecided |" in answered[2]
 
 

@@ -114,6 +114,15 @@ def test_groups_of_one_are_reviews() -> None:
     assert each.std() == pytest.approx(alone.std(), rel=0.05)
 
 
+def test_a_single_group_does_not_make_scores_certain() -> None:
+    """Drawing the only group again and again would give an interval of width 0."""
+    labels, predicted = np.arange(100) % 2, np.zeros((1, 100), dtype=np.int64)
+    found = resample(labels, predicted, 2, groups=np.full(100, 7))["accuracy"]
+    alone = resample(labels, predicted, 2)["accuracy"]
+    np.testing.assert_array_equal(found.resampled, alone.resampled)
+    assert found.resampled.std() > 0
+
+
 def test_p_value_agrees_with_the_interval() -> None:
     rng = np.random.default_rng(0)
     for shift in np.linspace(-3, 3, 25):

@@ -110,6 +110,19 @@ def test_reviews_of_one_group_are_worth_less_than_single_ones() -> None:
     assert widths[1] > 1.5 * widths[0]
 
 
+def test_one_group_is_worth_one_review() -> None:
+    """The variance between films is unknown, so the interval of a single film is wide."""
+    test, train = part()
+    probabilities = np.eye(2)[test["label"]]
+    probabilities[:20] = 1 - probabilities[:20]
+    table = as_table(test.assign(group=3), probabilities, ("a", "b"), train)
+    found = next(s for s in slices([Predictions.of(table, "here")]) if s.by == "truncated")
+    accuracy, f1 = found.scores["accuracy"], found.scores["f1_weighted"]
+    ends = proportion_confint(accuracy.mean, 1, method="wilson")
+    assert (accuracy.low, accuracy.high) == pytest.approx(ends)
+    assert f1.low < f1.mean < f1.high
+
+
 def test_an_unknown_fact_drops_its_slice_and_is_named() -> None:
     test, train = part()
     probabilities = np.random.default_rng(9).dirichlet(np.ones(2), len(test))

@@ -3,7 +3,8 @@
 const words = document.body.dataset;
 
 function readNumber(text) {
-  const plain = text.replace(/[\s\u00a0]/g, "").replace("\u2212", "-");
+  // A p-value may be "<0.001".
+  const plain = text.replace(/[\s\u00a0<]/g, "").replace("\u2212", "-");
   const english = document.documentElement.lang === "ru" ? plain.replace(",", ".") : plain.replace(/,/g, "");
   return parseFloat(english);
 }
