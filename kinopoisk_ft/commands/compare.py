@@ -93,21 +93,21 @@ def _check_groups(approaches: Sequence[Approach]) -> None:
     import numpy as np
     import pandas as pd
 
-    # Numbers in the order of the examples, so that the names of the groups do not matter.
-    found = [
-        (one.name, None if run.groups is None else pd.factorize(run.groups)[0])
-        for one in approaches
-        for run in one.runs
-    ]
+    found = []
+    for one in approaches:
+        for run in filter(None, one.runs):
+            # Without groups, each example is one. The numbers do not depend on the names of groups.
+            groups = np.arange(len(run.rows)) if run.groups is None else run.groups
+            found.append((one.name, pd.factorize(groups)[0]))
     first, expected = found[0]
     for name, groups in found:
-        if (groups is None) != (expected is None) or not np.array_equal(groups, expected):
+        if not np.array_equal(groups, expected):
             raise UserError(
                 f"the files of {first} and {name} have different groups of test examples",
                 where="column 'group' or 'film'",
                 fix="give this column to all files, with the same groups, or to none",
             )
-    if expected is not None and expected.max() == 0:
+    if expected.max() == 0:
         raise UserError(
             "all test examples belong to the same group, so intervals cannot be computed",
             where="column 'group' or 'film'",
