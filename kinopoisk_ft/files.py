@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,16 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 @contextmanager
-def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
+def write_folder_atomically(folder: Path, last: str, replaced: Iterable[str]) -> Iterator[Path]:
     """Yield a temporary folder, and move its files into `folder` afterwards.
 
     Readers must treat `folder` as incomplete if it lacks the file whose name is `last`. The old
     version of this file is deleted first, and the new version is moved last. Readers therefore
-    never see a mixture of old and new files, even after a crash. Other files in `folder` are kept.
+    never see a mixture of old and new files, even after a crash.
+
+    Args:
+        replaced: glob patterns of the files of an old version, which are deleted even if the new
+            version lacks them. Other files in `folder` are kept.
     """
     part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
@@ -74,6 +78,9 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
         # Until `last` is moved, readers treat the folder as incomplete.
         (folder / last).unlink(missing_ok=True)
         sync_to_disk(folder)
+        for file in [file for pattern in replaced for file in folder.glob(pattern)]:
+            # Two patterns can match the same file.
+            file.unlink(missing_ok=True)
         # `last` comes last, because False is sorted before True.
         for file in sorted(files, key=lambda file: file == part / last):
             target = folder / file.relative_to(part)

@@ -10,11 +10,19 @@ import math
 import pickle
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -93,7 +101,12 @@ def check_repository(name: str) -> None:
 
 
 def upload(
-    name: str, files: Mapping[str, Path | bytes], *, public: bool = False, update: bool = False
+    name: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    public: bool = False,
+    update: bool = False,
+    replaced: Iterable[str] = (),
 ) -> str:
     """Upload files to a model repository in one commit, and return the URL of the repository.
 
@@ -101,6 +114,8 @@ def upload(
         files: {name in the repository: local file or contents}.
         public: whether everyone may see the new repository.
         update: whether to change an existing repository. Its visibility stays the same.
+        replaced: with `update`, patterns of the paths in the repository that are deleted if they
+            are not in `files`. `*` does not match a slash.
 
     Raises:
         UserError: there is no valid token, the repository exists (or, with `update`, does not
@@ -108,7 +123,7 @@ def upload(
     """
     if get_token() is None:
         raise UserError("you are not logged in to the hub", where=constants.ENDPOINT, fix=_LOGIN)
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path, part if isinstance(part, bytes) else str(part))
         for path, part in files.items()
     ]
@@ -117,6 +132,10 @@ def upload(
         if not update:
             api.create_repo(name, private=not public)
             created = True
+        else:
+            # A file of an earlier model, such as the config of an adapter, would change this model.
+            old = set(api.list_repo_files(name)) - set(files)
+            operations += [CommitOperationDelete(x) for x in sorted(old) if _matches(x, replaced)]
         api.create_commit(name, operations, commit_message="Upload the model")
     except Exception as error:
         if not (_is_http(error) or isinstance(error, OfflineModeIsEnabled)):
@@ -126,6 +145,11 @@ def upload(
             fix += "; the repository exists now, so also pass --update"
         raise UserError(what, where=constants.ENDPOINT, fix=fix) from error
     return f"{constants.ENDPOINT}/{name}"
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    # In `fnmatch`, `*` also matches slashes, so compare their number.
+    return any(x.count("/") == path.count("/") and fnmatchcase(path, x) for x in patterns)
 
 
 def _explain_upload(error: Exception, name: str, created: bool) -> tuple[str, str]:
@@ -143,7 +167,7 @@ def _explain_upload(error: Exception, name: str, created: bool) -> tuple[str, st
         fix = f"use your own name or your organization as owner, or {_LOGIN}"
         return f"your token may not write to '{name}'", fix
     if status == 409 and not created:
-        fix = "choose another name, or pass --update to replace its files"
+        fix = "choose another name, or pass --update to replace its model"
         return f"the repository '{name}' exists already", fix
     return f"the upload to '{name}' failed: {_shorten(error)}", "check the connection and try again"
 

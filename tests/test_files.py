@@ -21,11 +21,13 @@ from kinopoisk_ft.search.study import JOURNAL, open_study
 from kinopoisk_ft.tracking.offline import close_killed
 
 NAMES = ("a.bin", "inner/b.bin", CARD)
+# Files that only the old version has.
+OLD = ("old.bin", "inner/old.bin")
 
 
 def fill(folder: Path, content: str) -> None:
-    with write_folder_atomically(folder, CARD) as part:
-        for name in NAMES:
+    with write_folder_atomically(folder, CARD, ["*.bin", "inner/*.bin"]) as part:
+        for name in (*NAMES, *(OLD if content == "old" else ())):
             (part / name).parent.mkdir(exist_ok=True)
             (part / name).write_text(content)
 
@@ -38,7 +40,8 @@ def test_a_folder_is_complete_or_lacks_its_last_file(tmp_path: Path, before: str
         if before:
             fill(folder, before)
         killed = dies(functools.partial(fill, folder, "new"), moment)
-        kept = {(folder / name).read_text() for name in NAMES if (folder / name).is_file()}
+        names = (*NAMES, *OLD)
+        kept = {(folder / name).read_text() for name in names if (folder / name).is_file()}
         if (folder / CARD).is_file():
             assert len(kept) == 1
         else:
@@ -47,6 +50,7 @@ def test_a_folder_is_complete_or_lacks_its_last_file(tmp_path: Path, before: str
         seen.add(tuple(sorted(kept)))
         fill(folder, "newer")
         assert {(folder / name).read_text() for name in NAMES} == {"newer"}
+        assert not any((folder / name).exists() for name in OLD)
         assert [file.name for file in folder.parent.iterdir()] == ["model"]
         if not killed:
             break

@@ -42,6 +42,17 @@ def test_an_existing_repository_is_changed_only_on_request(hub: HubServer) -> No
         upload("me/two", {"a.json": b"2"}, update=True)
 
 
+def test_an_update_deletes_the_files_of_the_earlier_model(hub: HubServer) -> None:
+    kept = ["notes.txt", "onnx/model.onnx", "onnx/adapter_config.json"]
+    upload("me/one", dict.fromkeys([*kept, "adapter_config.json", "base/a.safetensors"], b"1"))
+    files = {"model.safetensors": b"2"}
+    patterns = ["*.safetensors", "base/*.safetensors", "adapter_config.json", "absent.json"]
+    upload("me/one", files, update=True, replaced=patterns)
+    folder = hub.repo("me/one")
+    found = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
+    assert found == {*kept, "model.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("token", "name", "what", "fix"),
     [("", "me/one", "not logged in", "hf auth login"),

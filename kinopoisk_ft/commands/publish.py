@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--public", action="store_true", help="everyone may see a new repository")
     parser.add_argument(
         "--update", action="store_true",
-        help="the repository exists; replace its files, but not its visibility",
+        help="the repository exists; replace its model, but not its other files and its visibility",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show files and card, and stop")
     parser.add_argument(
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from kinopoisk_ft.hub_access import check_repository, upload
     from kinopoisk_ft.reporting.model_card import README
     from kinopoisk_ft.serving.locate import find_model_folder
-    from kinopoisk_ft.serving.publishing import list_skipped, list_uploads
+    from kinopoisk_ft.serving.publishing import PUBLISHED, list_skipped, list_uploads
 
     for name in filter(None, (args.repository, args.base)):
         check_repository(name)
@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
         card = uploads[README]
         print(f"\n{card.decode() if isinstance(card, bytes) else ''}\nnothing was uploaded")
         return
-    url = upload(args.repository, uploads, public=args.public, update=args.update)
+    url = upload(
+        args.repository, uploads, public=args.public, update=args.update, replaced=PUBLISHED
+    )
     print(f"published: {url}")
 
 

@@ -10,13 +10,28 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.untrusted import check_contents
+from kinopoisk_ft.models.untrusted import ADAPTER, check_contents
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 5
 # Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
 # format 4 adds windows. Format 5 adds `dtype`, `text_prefix`, and a config.json with which
 # transformers can load the classifier.
+
+# Subfolders: the encoder of a classifier with this project's head, and the base model of an adapter
+# if it has random weights.
+ENCODER, BASE = "encoder", "base"
+# Files with the words of a tokenizer or of TF-IDF, which may look like paths.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tfidf.json")
+# Patterns of the files that this package and other tools read from a model folder.
+MODEL_FILES = (
+    CARD, ADAPTER, *VOCABULARIES, "config.json", "generation_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "*.safetensors",
+    "*.safetensors.index.json", "*.model", "model.onnx", "model.onnx.data",
+)  # fmt: skip
+# The same for the subfolder `base`, and for a model folder with its subfolders.
+BASE_FILES = [*MODEL_FILES, *(f"{ENCODER}/{name}" for name in MODEL_FILES)]
+ALL_FILES = [*BASE_FILES, *(f"{BASE}/{name}" for name in BASE_FILES)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,17 @@ class Card:
     note: str = ""
     recipe: dict[str, Any] | None = None
     format: int = FORMAT
+
+    @property
+    def has_own_base(self) -> bool:
+        """Whether the folder contains an adapter and, in the subfolder `base`, its base model."""
+        return self.is_peft and self.base is None
+
+    @property
+    def replaced_files(self) -> list[str]:
+        """Patterns of the files of an earlier model that saving this model deletes."""
+        # A run saves the base model before the training, and the rest of the folder after it.
+        return BASE_FILES if self.has_own_base else ALL_FILES
 
     def write(self, folder: Path) -> None:
         """Write the card to a folder."""

@@ -31,7 +31,7 @@ from kinopoisk_ft.data.tokens import count_added_tokens
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.hub_access import access_hub
-from kinopoisk_ft.models.card import CARD, Card, read_card
+from kinopoisk_ft.models.card import BASE, BASE_FILES, CARD, Card, read_card
 from kinopoisk_ft.models.frozen_weights import find_dtype, store_in_fp32
 from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
 from kinopoisk_ft.models.hf_classes import SavedClassifier
@@ -102,7 +102,7 @@ def save_base(network: Network, folder: Path) -> None:
     """Save a randomly initialized base model before an adapter is applied."""
     # An adapter that an earlier run left here belongs to another base, so it must not be loaded.
     (folder / CARD).unlink(missing_ok=True)
-    with write_folder_atomically(folder / "base", "config.json") as part:
+    with write_folder_atomically(folder / BASE, "config.json", BASE_FILES) as part:
         network.layout.save(network.module, part)
 
 
@@ -187,8 +187,7 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     source = str(folder)
     if card.is_peft:
         # A base with random weights exists nowhere else, so it was saved with the adapter.
-        saved_base = folder / "base"
-        source = str(saved_base) if saved_base.is_dir() else str(card.base)
+        source = str(folder / BASE) if card.has_own_base else str(card.base)
         # This check must come before PEFT reads the adapter, which could make it import a module.
         check_adapter(folder)
         check_folder(source, CARD)

@@ -18,7 +18,7 @@ from kinopoisk_ft.console import silence_logs
 from kinopoisk_ft.data.demo import read_example_texts
 from kinopoisk_ft.errors import UserError, import_extra
 from kinopoisk_ft.files import check_writable, write_folder_atomically
-from kinopoisk_ft.models.card import CARD, FORMAT, Card, read_card
+from kinopoisk_ft.models.card import CARD, FORMAT, MODEL_FILES, Card, read_card
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.onnx_model import INPUTS, ONNX, OUTPUT, OnnxLayout
 from kinopoisk_ft.models.saving import load_network
@@ -97,7 +97,7 @@ def export_onnx(
     module.float()
     if card.is_peft and not keep_adapter:
         module = _merge_adapter(module, folder)
-    with write_folder_atomically(output, CARD) as part:
+    with write_folder_atomically(output, CARD, MODEL_FILES) as part:
         _write_graph(module, card, part / ONNX, folder)
         tokenizer.save_pretrained(part)
         # The graph contains all weights in fp32, so the options that load other weights are reset.

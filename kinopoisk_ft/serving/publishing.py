@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import ModelCard
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.card import CARD, read_card
-from kinopoisk_ft.models.untrusted import ADAPTER, read_json_object
+from kinopoisk_ft.models.card import ALL_FILES, BASE, VOCABULARIES, read_card
+from kinopoisk_ft.models.untrusted import read_json_object
 
-# Files with the words of a tokenizer or of TF-IDF, which may look like paths.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tfidf.json")
 # All other files stay on this machine, such as predictions, which contain excerpts of reviews.
-PUBLISHED = (
-    CARD, "README.md", ADAPTER, *VOCABULARIES, "config.json", "generation_config.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "*.safetensors", "*.safetensors.index.json", "*.model", "model.onnx", "model.onnx.data",
-)  # fmt: skip
+PUBLISHED = ["README.md", *ALL_FILES]
 BINARY = (".safetensors", ".model", ".onnx", ".data")
 # Absolute paths without spaces.
 PATHS = re.compile(r"""(?<![\w.:/<])(?:[A-Za-z]:)?[/\\][^\s"'`<>|)]+""")
@@ -41,8 +34,7 @@ def list_uploads(folder: Path, base: str | None = None) -> dict[str, Path | byte
             a path of this machine.
     """
     card = read_card(folder)
-    own_base = (folder / "base").is_dir()
-    if card.is_peft and not own_base and base is None and _is_absolute(card.base):
+    if card.is_peft and base is None and _is_absolute(card.base):
         raise UserError(
             f"the model is an adapter of the base model in '{card.base}', which other people "
             "do not have",
@@ -50,11 +42,13 @@ def list_uploads(folder: Path, base: str | None = None) -> dict[str, Path | byte
             fix="pass --base owner/name, the hub repository of the same base model; if there is no "
             "such repository, upload the base model first (hf upload owner/name <folder>)",
         )
-    uploads: dict[str, Path | bytes] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in PUBLISHED):
-            uploads[file.relative_to(folder).as_posix()] = _prepare(file, folder, base)
-    return uploads
+    found = {file for pattern in PUBLISHED for file in folder.glob(pattern) if file.is_file()}
+    if not card.has_own_base:
+        # Earlier versions could leave the base model of another run in this subfolder.
+        found = {file for file in found if not file.is_relative_to(folder / BASE)}
+    return {
+        file.relative_to(folder).as_posix(): _prepare(file, folder, base) for file in sorted(found)
+    }
 
 
 def list_skipped(folder: Path, uploads: dict[str, Path | bytes]) -> list[str]:

@@ -58,7 +58,7 @@ def fit_baseline(recipe: Tfidf, trainer: Trainer, data: DataSplit, out_dir: Path
         # would only add the same words to every review.
         unused = {"max_length": 0, "text_prefix": ""}
         card = Card(KIND, list(data.class_names), **{**asdict(preprocessing), **unused})
-        with write_folder_atomically(out_dir / "model", CARD) as part:
+        with write_folder_atomically(out_dir / "model", CARD, card.replaced_files) as part:
             recipe.save(part)
             card.write(part)
     # Numbers of characters, because TF-IDF has no tokens.

@@ -202,7 +202,7 @@ def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitI
         card = make_card(
             network, adapted, data.class_names, inputs.options, **asdict(data.preprocessing)
         )
-        with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
+        with write_folder_atomically(inputs.out_dir / "model", CARD, card.replaced_files) as part:
             save_network(network, adapted, tokenizer, card, part)
 
 

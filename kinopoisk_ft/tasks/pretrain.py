@@ -19,6 +19,7 @@ from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, find_windows, log_example, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
+from kinopoisk_ft.models.card import MODEL_FILES
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.saving import save_language_model
 from kinopoisk_ft.provenance import describe_environment
@@ -123,7 +124,7 @@ def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) 
     texts = itertools.chain(data.train["text"], data.val["text"])
     record = PretrainingTexts.of(network.base).add(texts)
     # transformers refuses a folder without config.json, so this file comes last.
-    with write_folder_atomically(folder, "config.json") as part:
+    with write_folder_atomically(folder, "config.json", MODEL_FILES) as part:
         save_language_model(network, tokenizer, part)
         record.write(part)
 

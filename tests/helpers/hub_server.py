@@ -192,6 +192,8 @@ def _change(hub: HubServer, parts: list[str], body: bytes) -> Answer:
             file = repo / line["value"]["path"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(base64.b64decode(line["value"]["content"]))
+        elif line["key"] == "deletedFile":
+            (repo / line["value"]["path"]).unlink()
     commit = _commit(repo)
     return _json(
         {"commitUrl": f"{hub.url}/{parts[2]}/{parts[3]}/commit/{commit}", "commitOid": commit}

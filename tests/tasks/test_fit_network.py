@@ -1,0 +1,61 @@
+"""Test that a model folder has no files of the model that an earlier run saved in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tiny
+from command_line import BERT, run
+from command_line import _here as _here
+from command_line import place as place
+from transformers import pipeline
+
+from kinopoisk_ft.serving.predictor import Predictor
+from kinopoisk_ft.serving.publishing import list_uploads
+
+PRETRAINED = ["model=encoder", f"model.name={tiny.bert()}", "model.pooling=pooler"]
+
+
+def train(place: Path, *args: str) -> tuple[set[str], list[str], np.ndarray]:
+    """Train in the folder `again`; return the names of its model files, and test predictions.
+
+    The predictions are the texts, and their probabilities during the run.
+    """
+    assert run(*args, "output_dir=again", "tracking=none") == 0
+    folder = place / "again" / "model"
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    found = pd.read_parquet(place / "again" / "predictions.parquet")
+    reviews = pd.read_json(place / "reviews.jsonl", lines=True)["text"]
+    return names, reviews[found["row"]].tolist(), found[["p_minus", "p_plus"]].to_numpy()
+
+
+def test_a_second_run_replaces_the_model_of_the_first(place: Path) -> None:
+    folder = place / "again" / "model"
+    names, texts, expected = train(place, *BERT, "adapter=lora")
+    assert {"adapter_config.json", "base/encoder/config.json"} <= names
+    np.testing.assert_allclose(Predictor(folder, "cpu").probabilities(texts), expected, atol=1e-5)
+    (folder / "notes.txt").write_text("mine")
+    names, texts, expected = train(place, *PRETRAINED, "adapter=lora")
+    assert not any(name.startswith("base/") for name in names)
+    np.testing.assert_allclose(Predictor(folder, "cpu").probabilities(texts), expected, atol=1e-5)
+    names, texts, expected = train(place, *PRETRAINED, "adapter=none")
+    assert not any(name.startswith("adapter_") for name in names)
+    np.testing.assert_allclose(Predictor(folder, "cpu").probabilities(texts), expected, atol=1e-5)
+    answers = pipeline("text-classification", str(folder), device="cpu")(texts, truncation=True)
+    scores = [answer["score"] for answer in answers]
+    np.testing.assert_allclose(scores, expected.max(axis=1), atol=1e-5)
+    assert "notes.txt" in names
+    assert train(place, "model=tfidf", "model.min_df=1")[0] == {
+        "kinopoisk_ft.json", "tfidf.json", "tfidf.safetensors", "README.md", "notes.txt"
+    }  # fmt: skip
+
+
+def test_a_base_that_an_earlier_version_left_is_neither_loaded_nor_published(place: Path) -> None:
+    folder = place / "again" / "model"
+    _, texts, expected = train(place, *PRETRAINED, "adapter=lora")
+    (folder / "base").mkdir(exist_ok=True)
+    (folder / "base" / "config.json").write_text("{}")
+    np.testing.assert_allclose(Predictor(folder, "cpu").probabilities(texts), expected, atol=1e-5)
+    assert "base/config.json" not in list_uploads(folder, "some/base")
