@@ -41,6 +41,7 @@ from kinopoisk_ft.models.frozen_weights import (
 from kinopoisk_ft.models.heads import (
     HuggingFaceLayout,
     build_pooled_network,
+    check_sizes,
     describe_encoder,
     find_head_module,
     find_output_layer,
@@ -217,7 +218,7 @@ class Encoder(CheckpointRecipe):
         if self.dtype == "bf16":
             store_in_bf16(module)
         last = find_output_layer(module)
-        self._check_sizes(info["mismatched_keys"], last)
+        check_sizes(info["mismatched_keys"], last, self.name)
         unused = freeze_unused_pooler(module)
         # Missing and mismatched weights are random now. An unused pooler is not trained.
         fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - unused
@@ -233,17 +234,6 @@ class Encoder(CheckpointRecipe):
         # The last layer belongs to the head even if all of its weights were loaded.
         heads = sorted({find_head_module(name) for name in fresh | {f"{last}.weight"}})
         return describe_encoder(module, HuggingFaceLayout(), heads, fresh, "pooler")
-
-    def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
-        # `ignore_mismatched_sizes` accepts wrong shapes in all layers, not only in the last one.
-        for name, actual, expected in mismatched:
-            if not name.startswith(f"{last}."):
-                raise UserError(
-                    f"the weight '{name}' of '{self.name}' has the shape {[*actual]}, but its "
-                    f"config.json requires the shape {[*expected]}",
-                    where="model.name",
-                    fix="use the config.json that belongs to these weights",
-                )
 
     def _build_pooled(self, config: PreTrainedConfig, num_labels: int) -> Network:
         pooling = "mean" if self.pooling == "auto" else self.pooling

@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from kinopoisk_ft.data.windows import Windows
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.card import ENCODER
 from kinopoisk_ft.models.checkpoints import load_config, load_encoder
 from kinopoisk_ft.models.frozen_weights import DTYPES, store_in_bf16
 from kinopoisk_ft.models.hf_classes import PooledClassifier, PooledForSequenceClassification
@@ -29,7 +31,7 @@ from kinopoisk_ft.models.padding import (
 )
 from kinopoisk_ft.models.untrusted import check_contents
 
-ENCODER, HEAD, INDEX = "encoder", "head.safetensors", "model.safetensors.index.json"
+HEAD, INDEX = "head.safetensors", "model.safetensors.index.json"
 # Prefix of the encoder's weights; the other weights are in HEAD.
 BODY = "encoder."
 
@@ -71,8 +73,11 @@ class HuggingFaceLayout(EncoderLayout):
         options = {"use_safetensors": True} if trained else {}
         module, info = AutoModelForSequenceClassification.from_pretrained(
             source, config=self.config(source, card), revision=card.revision,
-            dtype=DTYPES[card.dtype], trust_remote_code=False, output_loading_info=True, **options,
+            dtype=DTYPES[card.dtype], trust_remote_code=False, output_loading_info=True,
+            # The adapter replaces the output layer of its base model, which may have other classes.
+            ignore_mismatched_sizes=not trained, **options,
         )  # fmt: skip
+        check_sizes(info["mismatched_keys"], find_output_layer(module), source)
         if trained:
             check_complete(info["missing_keys"])
         if card.dtype == "bf16":
@@ -150,6 +155,21 @@ def check_complete(missing: Iterable[str]) -> None:
         raise ValueError(f"{len(names)} weights are missing, for example {names[0]}")
 
 
+def check_sizes(mismatched: Iterable[tuple[str, Any, Any]], last: str, source: str) -> None:
+    """Raise UserError if a weight outside the layer `last` has another shape than its config says.
+
+    `ignore_mismatched_sizes` of transformers accepts wrong shapes in all layers.
+    """
+    for name, actual, expected in mismatched:
+        if not name.startswith(f"{last}."):
+            raise UserError(
+                f"the weight '{name}' has the shape {[*actual]}, but config.json requires the "
+                f"shape {[*expected]}",
+                where=source,
+                fix="use the config.json that belongs to these weights",
+            )
+
+
 def make_config(encoder: Any, card: Any, windows: Windows | None = None) -> PooledConfig:
     """Create the config of a classifier from its encoder; see `describe_classifier`."""
     # The path of the base model has no meaning in the config.json of the classifier.
@@ -170,6 +190,9 @@ def list_weights(file: Path) -> list[str]:
 def set_classes(config: PreTrainedConfig, class_names: Sequence[str]) -> None:
     """Set the class names in a config; transformers pipelines return these names."""
     if class_names:
+        # The base model may be a regression or multi-label model. For these types, transformers
+        # pipelines apply another function than softmax to the logits.
+        config.problem_type = "single_label_classification"
         config.num_labels = len(class_names)
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: i for i, name in enumerate(class_names)}

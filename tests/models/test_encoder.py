@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -11,6 +13,7 @@ from composing import compose_config
 from hydra.utils import instantiate
 from networks import NAMES
 from quick import quick
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -19,10 +22,14 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaModel,
+    pipeline,
 )
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models import checkpoints
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import Adapted, Network
+from kinopoisk_ft.models.saving import load_network, make_card, save_network
+from kinopoisk_ft.serving.predictor import Predictor
 
 
 def classifier(folder: Path, names: tuple[str, ...]) -> torch.Tensor:
@@ -37,13 +44,24 @@ def classifier(folder: Path, names: tuple[str, ...]) -> torch.Tensor:
     return weight
 
 
-def built(folder: Path, adapter: str = "none", pooling: str = "auto") -> Network:
+def adapted(folder: Path, adapter: str = "none", pooling: str = "auto") -> tuple[Network, Adapted]:
     """Build the network with two classes and apply the adapter."""
     chosen = ["model=encoder", f"model.name={folder}", f"model.pooling={pooling}"]
     cfg = compose_config([*chosen, f"adapter={adapter}"])
     network: Network = instantiate(cfg.model).build(NAMES, None)
-    instantiate(cfg.adapter).apply(network)
-    return network
+    return network, instantiate(cfg.adapter).apply(network)
+
+
+def saved(network: Network, made: Adapted, folder: Path) -> Any:
+    """Save the network in the subfolder `saved` of its base model; return the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    card = make_card(network, made, NAMES, max_length=64)
+    save_network(network, made, tokenizer, card, folder / "saved")
+    return tokenizer
+
+
+def built(folder: Path, adapter: str = "none", pooling: str = "auto") -> Network:
+    return adapted(folder, adapter, pooling)[0]
 
 
 def test_a_classifier_of_the_same_classes_is_kept_and_trains(tmp_path: Path) -> None:
@@ -63,7 +81,7 @@ def test_a_classifier_of_other_classes_starts_anew(
     names: tuple[str, ...], adapter: str, tmp_path: Path
 ) -> None:
     weight = classifier(tmp_path, names)
-    network = built(tmp_path, adapter)
+    network, made = adapted(tmp_path, adapter)
     assert network.fresh == {"classifier.weight", "classifier.bias"}
     fresh = [
         p for name, p in network.module.named_parameters()
@@ -72,6 +90,40 @@ def test_a_classifier_of_other_classes_starts_anew(
     assert sorted(tuple(p.shape) for p in fresh) == [(2,), (2, 16)]
     assert not any(torch.equal(p, weight) for p in fresh)
     assert network.module.config.id2label == dict(enumerate(NAMES))
+    tokenizer = saved(network, made, tmp_path)
+    loaded = load_network(tmp_path / "saved")[0]
+    inputs = tokenizer(tiny.GOOD, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, made.module.eval()(**inputs).logits)
+
+
+def test_only_the_last_layer_of_an_adapters_base_may_have_another_size(tmp_path: Path) -> None:
+    classifier(tmp_path, NAMES)
+    network, made = adapted(tmp_path, "lora")
+    saved(network, made, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "bert.pooler.dense.weight"
+    weights[name] = weights[name][:, :5].contiguous()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"'{name}' has the shape \[16, 5\]"):
+        load_network(tmp_path / "saved")
+    with pytest.raises(UserError, match=rf"'{name}' has the shape \[16, 5\]"):
+        built(tmp_path)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_other_tools_get_probabilities_of_a_former_model_of_another_type(
+    problem: str, tmp_path: Path
+) -> None:
+    classifier(tmp_path, ("a", "b", "c"))
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "problem_type": problem}))
+    network, made = adapted(tmp_path)
+    saved(network, made, tmp_path)
+    predict = pipeline("text-classification", str(tmp_path / "saved"), device="cpu", top_k=None)
+    found = {answer["label"]: answer["score"] for answer in predict([tiny.GOOD])[0]}
+    expected = Predictor(tmp_path / "saved", "cpu").probabilities([tiny.GOOD])[0]
+    assert [found[name] for name in NAMES] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
