@@ -40,21 +40,24 @@ def explain_runs(
     answers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for answer, run_id in runs.items():
         answers[run_id].append(answer)
-    texts: dict[int, str] = {}
+    # {(whether grades are removed from the texts, row number): text}.
+    texts: dict[tuple[bool, int], str] = {}
     found = {}
     for run_id, asked in answers.items():
         predictor = Predictor(find_model_folder(run_id, uri))
+        stripped = predictor.card.strip_scores
         for name, row in asked:
-            if row not in texts:
-                texts |= _read_texts(client, run_id)
-            if row not in texts:
+            if (stripped, row) not in texts:
+                read = _read_texts(client, run_id)
+                texts |= {(stripped, number): text for number, text in read.items()}
+            if (stripped, row) not in texts:
                 raise UserError(
                     f"row {row} was in the test split of this run, but it is not in the test "
                     "split of the current data",
                     where=f"run {run_id}",
                     fix="restore the data, or make the report without --explain",
                 )
-            found[name, row] = explain(predictor, texts[row])
+            found[name, row] = explain(predictor, texts[stripped, row])
     return found
 
 

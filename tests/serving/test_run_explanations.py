@@ -121,6 +121,34 @@ def test_a_review_that_is_no_longer_in_the_data_is_reported(place: Path) -> None
         explain_runs(client, uri, {("tfidf", 120): run})
 
 
+def test_each_run_explains_the_text_that_its_model_reads(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With data.strip_scores, a model reads the same review without its grade."""
+    graded = pd.read_json(place / "reviews.jsonl", lines=True)
+    graded["text"] += " Оценка: 9 из 10"
+    graded.to_json(place / "graded.jsonl", orient="records", lines=True, force_ascii=False)
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    runs = {}
+    for stripped in ("true", "false"):
+        train("model=tfidf", "model.min_df=1", "data.path=graded.jsonl", "tracking.experiment=both",
+              f"data.strip_scores={stripped}", f"output_dir=stripped_{stripped}")  # fmt: skip
+        (experiment,) = [e for e in client.search_experiments() if e.name == "both"]
+        run = client.search_runs([experiment.experiment_id])[0].info.run_id
+        tested = pd.read_parquet(place / f"stripped_{stripped}" / "predictions.parquet")["row"]
+        runs[stripped, int(tested[0])] = run
+    texts: list[str] = []
+
+    def record(predictor: Predictor, text: str) -> Explanation:
+        texts.append(text)
+        return explain(predictor, text)
+
+    monkeypatch.setattr("kinopoisk_ft.serving.run_explanations.explain", record)
+    explain_runs(client, uri, runs)
+    assert ["9 из 10" in text for text in texts] == [False, True]
+
+
 @pytest.mark.slow
 def test_the_page_shades_whole_reviews_for_networks(place: Path) -> None:
     """The recorded predictions contain only the beginning of each review."""
