@@ -106,6 +106,10 @@ def test_texts_from_a_file_and_from_standard_input(
     table = read_lines(file)
     assert table.frame["text"].tolist() == ["Хороший фильм.", "Плохой фильм."]
     assert table.places() == [f"{file}:1", f"{file}:3"]
+    breaks = "а\vб\fв\x85г\u2028д"
+    lines = read_lines(Path("input"), io.BytesIO(f"{breaks}\r\n \r\nда\r\n".encode()))
+    assert lines.frame["text"].tolist() == [breaks, "да"]
+    assert lines.places() == ["input:1", "input:3"]
     stream = io.BytesIO("\ufeffОдин.".encode())
     assert read_lines(Path("input"), stream).frame["text"].tolist() == ["Один."]
     with pytest.raises(UserError, match="there is no text"):

@@ -154,8 +154,9 @@ def read_lines(path: Path, stream: BinaryIO | None = None) -> Table:
     """
     data = stream.read() if stream else _read_bytes(path)
     lines = [
-        (number, line)
-        for number, line in enumerate(_decode(data, path).splitlines(), start=1)
+        (number, line.removesuffix("\r"))
+        # `splitlines` would also split at characters such as U+2028, which a text can contain.
+        for number, line in enumerate(_decode(data, path).split("\n"), start=1)
         if line.strip()
     ]
     if not lines:
