@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -99,7 +101,8 @@ def test_short_texts_are_compared_with_punctuation(one: str, other: str, same: b
 
 
 def letters_only(text: str) -> tuple[str, str]:
-    letters = "".join(sign for sign in text.casefold() if sign.isalnum()).replace("ё", "е")
+    text = unicodedata.normalize("NFC", text).casefold()
+    letters = "".join(sign for sign in text if sign.isalnum()).replace("ё", "е")
     return letters[:120], letters[-120:]
 
 
@@ -110,6 +113,12 @@ def test_long_texts_are_compared_by_letters_only(pieces: list[str]) -> None:
     keys = [letters_only(text) for text in texts]
     expected = group_linked_rows([head for head, _ in keys], [tail for _, tail in keys])
     assert group_near_duplicates(texts).tolist() == expected.tolist()
+
+
+def test_the_unicode_form_of_a_long_text_does_not_matter() -> None:
+    text = "Мой любимый рейтинг: «Ёлки» и ещё İstanbul! " * 20
+    for form in ("NFD", "NFC"):
+        assert group_near_duplicates([text, unicodedata.normalize(form, text)]).tolist() == [0, 0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -51,10 +51,12 @@ def compute_match_keys(text: str) -> tuple[str | None, str | None]:
     the whole text with normalized white space. Keys are in lower case, and ё is replaced with е.
     The keys of a blank text are None.
     """
+    # NFC makes "й" one character, which a text can also encode as "и" and a combining breve. The
+    # whole text is converted, because cutting it could separate the two.
+    text = normalize_nfc(text)
     head = _fold_end(text, at_start=True)
-    # NFC makes "й" one character, which a text can also encode as "и" and a combining breve.
     if head is None or len(head) < MATCHED_LETTERS:
-        whole = " ".join(normalize_nfc(text).casefold().replace("ё", "е").split()) or None
+        whole = " ".join(text.casefold().replace("ё", "е").split()) or None
         return whole, whole
     return head, _fold_end(text, at_start=False)
 
