@@ -6,10 +6,13 @@ characters. Others reverse the direction of the text after them (https://trojans
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 # Control characters except tab and line feed, direction overrides, and lone surrogates.
@@ -49,6 +52,16 @@ def escape_formula(value: object) -> object:
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
         return f"'{value}"
     return value
+
+
+def format_csv(rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    """Yield each row as a line of CSV that ends in a line feed. None becomes an empty cell."""
+    # The writer of Python 3.11 quotes only those line breaks that are in its line terminator, so
+    # "\n" would leave a carriage return unquoted. `writerow` returns what `write` returns.
+    stream: Any = SimpleNamespace(write=str)
+    writer = csv.writer(stream, lineterminator="\r\n")
+    for row in rows:
+        yield writer.writerow(row).removesuffix("\r\n") + "\n"
 
 
 # Matches "(2009)" and "[сериал, 2009–2011]". A number without brackets may be the title: "1408".

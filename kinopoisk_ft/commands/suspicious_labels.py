@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError, import_extra
 from kinopoisk_ft.files import check_writable
-from kinopoisk_ft.text import escape_formula, to_one_line
+from kinopoisk_ft.text import escape_formula, format_csv, to_one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     found, count = find_suspicious(args.runs)
     print(_format(found, count))
     if args.output:
-        text = found.map(escape_formula).to_csv(index=False, lineterminator="\n")
-        args.output.write_text(text, encoding="utf-8")
+        cells = found.astype(object).where(found.notna(), None).map(escape_formula)
+        lines = format_csv([found.columns, *cells.itertuples(index=False, name=None)])
+        # Without newline="", Windows would write \r\n for each \n, also inside the texts.
+        args.output.write_text("".join(lines), encoding="utf-8", newline="")
         print(f"{len(found)} rows written to {args.output}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -18,6 +17,7 @@ from kinopoisk_ft.data.local import describe_types
 from kinopoisk_ft.data.tables import Table
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import temporary_path
+from kinopoisk_ft.text import format_csv
 
 Encode = Callable[[Any], str]
 # A function that adds the columns of a frame to the table and writes the file.
@@ -113,7 +113,7 @@ def _write_text(
         # Without newline="", Windows would write \r\n for each \n, also inside the texts.
         with part.open("w", encoding="utf-8", newline="") as stream:
             if encode is _encode_csv:
-                csv.writer(stream, lineterminator="\n").writerows([names, *rows])
+                stream.writelines(format_csv([names, *rows]))
             else:
                 # The cells are already JSON, so `json.dumps` would encode them a second time.
                 keys = [_encode_json(name) for name in names]

@@ -20,7 +20,7 @@ from kinopoisk_ft.reporting.label_curves import LabelCurves
 from kinopoisk_ft.reporting.locale import MINUS, NO_BREAK_SPACE, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line
-from kinopoisk_ft.text import escape_formula
+from kinopoisk_ft.text import escape_formula, format_csv
 
 MAJORITY_ROW = "majority class"
 PARAMETERS = ("trainable_parameters", "total_parameters")
@@ -71,7 +71,8 @@ def slices_csv(document: Document) -> str:
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:
     # With `fields`, a table without lines also has a header.
     frame = pd.DataFrame(list(lines), columns=fields, dtype=object)
-    return str(frame.map(escape_formula).to_csv(index=False, lineterminator="\n"))
+    cells = frame.where(frame.notna(), None).map(escape_formula)
+    return "".join(format_csv([frame.columns, *cells.itertuples(index=False, name=None)]))
 
 
 def _pairs(table: Table) -> Iterator[dict[str, Any]]:

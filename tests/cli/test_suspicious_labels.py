@@ -59,12 +59,18 @@ def test_one_run_checks_its_test_reviews(
     folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "found.csv"
-    assert main([str(folds[0] / "predictions.parquet"), "--output", str(output)]) == 0
+    table = pd.read_parquet(folds[0] / "predictions.parquet")
+    # The row breaks of the file must not be confused with line breaks in its cells.
+    table = table.assign(text=table["text"] + "\rend", film=None)
+    table.to_parquet(tmp_path / "predictions.parquet")
+    assert main([str(tmp_path), "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     written = pd.read_csv(output)
     assert f"{len(written)} of 60 labels are suspicious" in printed
     assert f"{len(written)} rows written to {output}" in printed
     assert int(written["row"][0]) in WRONG
+    assert written["text"].str.endswith("\rend").all()
+    assert written["film"].isna().all()
 
 
 def test_runs_that_do_not_fit_together_are_refused(folds: list[Path], tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     }, {}])[0]  # fmt: skip
 
 
+def test_csv_with_each_kind_of_line_break(tmp_path: Path) -> None:
+    texts = ["плохо\rа", "хо\r\nро\nшо\r"]
+    source = jsonl(tmp_path / "a.jsonl", [{"text": text, "n": None} for text in texts])
+    output = written(source, tmp_path / "out.csv")
+    assert output.read_bytes().startswith(b"text,n,predicted_label,predicted_p_Good\n")
+    assert read_table(output).frame["text"].tolist() == texts
+    assert pd.read_csv(output)["predicted_label"].tolist() == ["Bad", "Good"]
+
+
 @pytest.mark.parametrize("nullable", ["Int64", "int64"])
 def test_parquet_of_pandas(tmp_path: Path, nullable: str) -> None:
     frame = pd.DataFrame({"text": ["плохо", "хорошо"], "n": pd.array([2**53 + 1, 2], nullable)})
