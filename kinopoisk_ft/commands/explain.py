@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.files import check_writable, prepare_caches, write_atomically
+from kinopoisk_ft.text import replace_controls, to_one_line
 
 if TYPE_CHECKING:
     from kinopoisk_ft.serving.attributions import Explanation
@@ -75,9 +76,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _summarize(found: Explanation) -> str:
     words = found.difference - found.baseline
+    label, other = to_one_line(found.label), to_one_line(found.other)
     return (
-        f"{found.label} (probability {found.probability:.4f}). "
-        f"Logit of {found.label} minus logit of {found.other}: {found.difference:+.3f}, "
+        f"{label} (probability {found.probability:.4f}). "
+        f"Logit of {label} minus logit of {other}: {found.difference:+.3f}, "
         f"of which {words:+.3f} from the words and {found.baseline:+.3f} without them."
     )
 
@@ -89,7 +91,8 @@ def format_explanation(found: Explanation, colours: bool) -> str:
     out, because the scores belong to n-grams, and these are not in the order of the text.
     """
     largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
-    lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]
+    shown = (f"  {word.score:+8.3f}  {replace_controls(word.text)}" for word in largest)
+    lines = [_summarize(found), *shown]
     if colours and found.in_order:
         from kinopoisk_ft.serving.attributions import scale_scores
 
@@ -100,6 +103,7 @@ def format_explanation(found: Explanation, colours: bool) -> str:
 
 
 def _shade(text: str, level: float) -> str:
+    text = replace_controls(text)
     shades = FOR if level > 0 else AGAINST
     # Scores of up to a third of the largest score have the weakest shade.
     strength = min(len(shades) - 1, int(abs(level) * len(shades)))
@@ -115,4 +119,6 @@ def as_page(found: Explanation) -> str:
 
     # `shade_html` escapes the words of the review itself.
     summary = escape(_summarize(found))
-    return PAGE.format(title=escape(found.label), summary=summary, text=shade_html(found))
+    return PAGE.format(
+        title=escape(to_one_line(found.label)), summary=summary, text=shade_html(found)
+    )

@@ -23,6 +23,7 @@ from kinopoisk_ft.errors import UserError, import_extra
 from kinopoisk_ft.models.onnx_model import OnnxLayout
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor, check_texts
+from kinopoisk_ft.text import replace_controls
 from kinopoisk_ft.training.batching import Examples
 
 # Number of points at which the gradients are computed, and number of points per batch. With 100
@@ -231,5 +232,6 @@ def shade_html(found: Explanation) -> str:
     for word, level in zip(words, scale_scores(words), strict=True):
         colour = "0, 150, 90" if level > 0 else "210, 60, 40"
         style = f"background: rgba({colour}, {0.6 * abs(level):.2f})"
-        parts.append(f'<span style="{style}" title="{word.score:+.3f}">{escape(word.text)}</span>')
+        text = escape(replace_controls(word.text))
+        parts.append(f'<span style="{style}" title="{word.score:+.3f}">{text}</span>')
     return " ".join(parts)

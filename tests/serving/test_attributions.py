@@ -145,6 +145,22 @@ def test_markup_in_a_text_stays_text() -> None:
     )
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_control_characters_are_replaced(in_order: bool) -> None:
+    """ESC starts a command of a terminal, and U+202E reverses the text after it."""
+    words = [Word("a\x1b[2J", 0.5), Word("b\u202e", -1.0)]
+    found = Explanation(
+        label="A\x1b[2J\nB", other="C\u202e", probability=0.7, difference=0.8, baseline=1.3,
+        words=words, in_order=in_order,
+    )  # fmt: skip
+    plain = format_explanation(found, colours=False)
+    assert "A\ufffd[2J B (probability" in plain
+    for shown in (plain, format_explanation(found, colours=True), as_page(found)):
+        assert "\x1b[2J" not in shown
+        assert "\u202e" not in shown
+        assert "a\ufffd[2J" in shown
+
+
 def test_a_blank_text_is_refused(tmp_path: Path) -> None:
     save("bert", "none", tmp_path)
     with pytest.raises(UserError, match="1 of 1 texts are empty"):
