@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from kinopoisk_ft.errors import UserError
@@ -79,7 +77,8 @@ def _order_groups(
 
     Each step draws a few random groups, and adds the group that brings the class proportions of
     the subset closest to the class proportions of all rows. A group of more than SMALL_GROUP rows
-    waits until the subset has twice as many rows, or until no smaller group is left.
+    waits until the subset has twice as many rows. If all remaining groups have to wait, the groups
+    of up to twice the smallest size can be added.
     """
     # (classes,): class proportions of all rows.
     shares = np.bincount(labels) / len(labels)
@@ -88,9 +87,12 @@ def _order_groups(
     order = []
     while waiting:
         allowed = max(SMALL_GROUP, counts.sum() / 2)
-        small = (i for i, rows in enumerate(waiting) if len(rows) <= allowed)
-        fitting = list(itertools.islice(small, CANDIDATES))
-        fitting = fitting or [min(range(len(waiting)), key=lambda i: len(waiting[i]))]
+        if (smallest := min(map(len, waiting))) > allowed:
+            allowed = 2 * smallest
+        fitting = [i for i, rows in enumerate(waiting) if len(rows) <= allowed]
+        # `waiting` is in random order. If all fitting groups were candidates, the choice would not
+        # depend on the seed.
+        fitting = fitting[: min(CANDIDATES, (len(fitting) + 1) // 2)]
         added = [counts + np.bincount(labels[waiting[i]], minlength=len(shares)) for i in fitting]
         # The sum of the absolute differences between two sets of proportions, from 0 to 2.
         distances = [np.abs(one / one.sum() - shares).sum() for one in added]

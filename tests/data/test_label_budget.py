@@ -38,6 +38,16 @@ def test_films_are_kept_whole() -> None:
     assert len(rows) == sum(np.isin(FILMS, list(kept)))
 
 
+@pytest.mark.parametrize(("films", "size"), [(8, 50), (30, 60), (8, 10), (3, 40)])
+def test_small_subsets_depend_on_the_seed(films: int, size: int) -> None:
+    sizes = size + np.random.default_rng(0).integers(0, 15, films)
+    groups = np.repeat(np.arange(films), sizes)
+    labels = LABELS[: len(groups)]
+    subsets = {tuple(limit_rows(labels, groups, size, seed)) for seed in range(10)}
+    assert len(subsets) > 1
+    assert all(len(subset) <= 2 * size for subset in subsets)
+
+
 def test_all_rows_are_the_largest_subset() -> None:
     assert np.array_equal(limit_rows(LABELS, None, 3000, seed=0), np.arange(3000))
     assert np.array_equal(limit_rows(LABELS, FILMS, 3000, seed=0), np.arange(3000))
