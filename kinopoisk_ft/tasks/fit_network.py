@@ -249,8 +249,9 @@ def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapt
         log.warning(
             "the model has random weights, and the layers that the adapter freezes stay random"
         )
-    if network.base is None and adapter.needs_saved_base:
-        # A saved adapter does not contain its base, whose random weights exist only here.
+    if network.base is None and adapter.needs_saved_base and is_main():
+        # A saved adapter does not contain its base, whose random weights exist only here. Two ranks
+        # must not write the same folder at once.
         save_base(network, model_dir)
     adapted = adapter.apply(network)
     log_trainable(adapted.module)

@@ -1,4 +1,4 @@
-"""Test that a model folder has no files of the model that an earlier run saved in it."""
+"""Test which files a run saves in its model folder, and that an earlier model is deleted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import tiny
 from command_line import BERT, run
 from command_line import _here as _here
 from command_line import place as place
+from networks import make
 from transformers import pipeline
 
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.serving.publishing import list_uploads
+from kinopoisk_ft.tasks import fit_network
 
 PRETRAINED = ["model=encoder", f"model.name={tiny.bert()}", "model.pooling=pooler"]
 
@@ -50,6 +53,16 @@ def test_a_second_run_replaces_the_model_of_the_first(place: Path) -> None:
     assert train(place, "model=tfidf", "model.min_df=1")[0] == {
         "kinopoisk_ft.json", "tfidf.json", "tfidf.safetensors", "README.md", "notes.txt"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_only_rank_0_saves_the_base(
+    is_main: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, adapter, network, _ = make("bert_scratch", "lora")
+    monkeypatch.setattr(fit_network, "is_main", lambda: is_main)
+    fit_network._apply_adapter(adapter, network, tmp_path / "model")
+    assert (tmp_path / "model" / "base").is_dir() is is_main
 
 
 def test_a_base_that_an_earlier_version_left_is_neither_loaded_nor_published(place: Path) -> None:
