@@ -81,6 +81,13 @@ class Settings:
                 "optimizer steps",
                 fix="use a number from 0 to 1, or set a number of steps with trainer.warmup_steps",
             )
+        # In `transformers`, max_grad_norm=0 turns clipping off.
+        if self.clip_norm == 0:
+            raise UserError(
+                "trainer.clip_norm=0 would scale every gradient down to zero, so nothing would be "
+                "learned",
+                fix="use trainer.clip_norm=null for no clipping, or a number above 0",
+            )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise UserError(
                 f"trainer.layer_decay={self.layer_decay} is not valid; use a number above 0 and up "

@@ -207,8 +207,9 @@ def test_low_precision_trains_and_keeps_fp32_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.epochs=0", "trainer.lr=-1.0", "trainer.warmup_share=1.5", "trainer.eval_every=0"],
-)
+    ["trainer.epochs=0", "trainer.lr=-1.0", "trainer.warmup_share=1.5", "trainer.eval_every=0",
+     "trainer.clip_norm=0", "trainer.clip_norm=-0.0"],
+)  # fmt: skip
 def test_values_out_of_range_are_refused(override: str) -> None:
     with pytest.raises(Exception, match=override.split("=")[0].replace(".", r"\.")):
         trainer(override)
