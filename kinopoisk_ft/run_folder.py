@@ -127,7 +127,7 @@ class RunFolder:
         write_atomically(self.file, text + "\n")
 
     def mark_finished(self) -> None:
-        """Record that the run is finished, and delete its checkpoints."""
+        """Record that the run is finished, and delete its checkpoints and best weights."""
         self._clear()
 
     def _clear(self) -> None:
@@ -135,6 +135,10 @@ class RunFolder:
         self.file.unlink(missing_ok=True)
         for folder in self.folder.glob("checkpoint-*"):
             shutil.rmtree(folder, ignore_errors=True)
+        # The best weights come last, because a checkpoint without them would be invalid. They are a
+        # second copy of the trained weights in `model`.
+        for file in self.folder.glob("best-*"):
+            file.unlink(missing_ok=True)
 
 
 def read_seed(out_dir: Path, resume: str) -> int | None:

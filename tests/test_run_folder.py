@@ -149,9 +149,12 @@ def test_a_run_is_resumed_only_with_the_same_config(tmp_path: Path) -> None:
     other = {**config, "trainer": {"lr": 0.2}}
     checkpoint = tmp_path / "checkpoints" / "checkpoint-000001"
     checkpoint.mkdir(parents=True)
+    best = checkpoint.with_name("best-00000001.safetensors")
+    best.touch()
     with pytest.raises(UserError, match=r"trainer.lr: 0.1 before, 0.2 now"):
         RunFolder(tmp_path, other).find_run()
     assert checkpoint.exists()
+    assert best.exists()
     assert RunFolder(tmp_path, {**other, "resume": "never"}).find_run() is None
-    assert not checkpoint.exists()
+    assert not list(checkpoint.parent.iterdir())
     assert read_seed(tmp_path, "auto") is None

@@ -132,7 +132,8 @@ def test_run_resumes_after_a_signal(
         assert len(steps) == len(set(steps)), key
     losses = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(m.step for m in losses) == [2, 4, 6, 8, 10]
-    assert not list((here / name / "checkpoints").glob("checkpoint-*"))
+    # The best weights are in the model folder, so a second copy would only take space.
+    assert not list((here / name / "checkpoints").iterdir())
     assert not (here / name / "unfinished.json").exists()
 
 
