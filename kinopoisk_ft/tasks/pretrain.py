@@ -14,6 +14,7 @@ from kinopoisk_ft.adapters.audit import (
     count_parameters,
     log_trainable,
 )
+from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.data.leakage import PretrainingTexts
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, find_windows, log_example, tokenize
@@ -46,11 +47,11 @@ def pretrain(
         mask_share: fraction of the tokens to predict, for models with a mask token.
         save_to: folder for the pretrained model. Other runs can use this folder as `model.name`.
     """
-    recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
+    recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
     recipe.check_pretraining()
     if trainer.gradient_checkpointing:
         recipe.check_gradient_checkpointing()
-    _check_trainer(trainer)
+    _check_options(adapter, trainer)
     with main_first():
         data: DataSplit = instantiate(cfg.data).load()
     checkpoints = out_dir / CHECKPOINTS
@@ -97,7 +98,14 @@ def pretrain(
     )
 
 
-def _check_trainer(trainer: Any) -> None:
+def _check_options(adapter: Adapter, trainer: Any) -> None:
+    # The learning rate of such an adapter is too high for the weights of a whole model.
+    if adapter.freezes:
+        raise UserError(
+            "pretraining trains all weights, so it cannot use an adapter",
+            where="adapter",
+            fix="use adapter=none",
+        )
     if trainer.prefix_cache != "off":
         raise UserError(
             "pretraining trains every layer, so there are no frozen layers to cache",

@@ -16,6 +16,8 @@ from kinopoisk_ft.tracking.base import Tracker
     ("overrides", "message"),
     [
         (["trainer.best_metric=f1_weighted"], "it cannot compute f1_weighted"),
+        (["adapter=lora"], "it cannot use an adapter"),
+        (["adapter=head"], "it cannot use an adapter"),
         (["trainer.best_metric=loss"], "the file does not exist"),
     ],
 )
