@@ -16,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from kinopoisk_ft.config.prepared import flatten, get_overrides, list_differences
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
+from kinopoisk_ft.config.prepared import ADDED, flatten, get_overrides, list_differences
 from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import make_lock, write_atomically
@@ -31,24 +32,8 @@ CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
 # Prefixes of the options that may be changed when a run is resumed.
 MAY_DIFFER = (
-    "output_dir", "result_json", "resume", "rerun", "tracking", "trainer.checkpoint_every",
-    "trainer.strategy", "trainer.process_timeout",
+    *KEYS_WITHOUT_EFFECT, "trainer.checkpoint_every", "trainer.strategy", "trainer.process_timeout",
 )  # fmt: skip
-
-# Options that earlier versions did not have, with the values that those versions trained with.
-ADDED = {
-    "trainer.loss._target_": "kinopoisk_ft.training.losses.cross_entropy",
-    "trainer.loss._partial_": True,
-    "trainer.min_steps": None,
-    "trainer.layer_decay": None,
-    "trainer.head_first": False,
-    "data.train_limit": None,
-    "data.window_stride": None,
-    "data.max_windows": 8,
-    "data.text_prefix": "",
-    "model.text_prefix": "",
-    "model.window_pooling": "mean",
-}
 
 
 class RunFolder:

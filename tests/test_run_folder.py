@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from composing import compose_config, plain
+from places import SAVED
 from safetensors import SafetensorError
 
 from kinopoisk_ft import run_folder
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.run_folder import ADDED, RunFolder, read_seed
+from kinopoisk_ft.run_folder import RunFolder, read_seed
 from kinopoisk_ft.tracking.event_log import find_logs
 
 CONFIG = {"seed": 1, "resume": "auto"}
@@ -52,18 +53,29 @@ def test_a_run_without_a_configurable_loss_is_resumed(tmp_path: Path) -> None:
         now("focal").find_run()
 
 
-def test_a_run_of_a_version_with_fewer_options_is_resumed(tmp_path: Path) -> None:
-    """The options of today's config that it lacks have the values that mean the same."""
-    now = plain(compose_config(["model=mamba_scratch", "data=demo"]))
-    before = copy.deepcopy(now)
-    for key in (*ADDED, "data.train_seed"):
-        group, name, *more = key.split(".")
-        if not more:
-            before[group].pop(name, None)
-    RunFolder(tmp_path, before).mark_started("abc")
-    assert RunFolder(tmp_path, now).find_run() == "abc"
-    changed = plain(compose_config(["model=mamba_scratch", "data=demo", "trainer.min_steps=9"]))
-    assert RunFolder(tmp_path, changed).find_run() is None
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("bert_lora", ["model=bert", "adapter=lora", "data=kinopoisk"]),
+        ("mamba2_freeze", ["model=mamba2_scratch", "adapter=freeze", "data=file",
+                           "data.path=reviews.csv", "data.text_column=text",
+                           "data.label_column=label"]),
+    ],
+)  # fmt: skip
+def test_a_run_of_a_version_with_fewer_options_is_resumed(
+    name: str, overrides: list[str], tmp_path: Path
+) -> None:
+    """The files lack all options that were added since; those have values that mean the same."""
+    shutil.copy(SAVED / "unfinished_runs" / f"{name}.json", tmp_path / "unfinished.json")
+    (tmp_path / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
+
+    def find(*more: str) -> str | None:
+        return RunFolder(tmp_path, plain(compose_config([*overrides, *more]))).find_run()
+
+    assert find() == find("tuning_trials=5", "trainer.checkpoint_every=9") == "old run"
+    for change in ("trainer.min_steps=9", "trainer.gradient_checkpointing=true"):
+        with pytest.raises(UserError, match=change.split("=")[0].replace(".", r"\.")):
+            find(change)
 
 
 @pytest.mark.usefixtures("no_locks")

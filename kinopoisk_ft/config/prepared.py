@@ -10,6 +10,23 @@ from omegaconf import DictConfig, OmegaConf
 
 # File in the output folder with the tags of a run, such as the command that repeats the run.
 TAGS = "tags.json"
+# Options that earlier versions did not have, with the values that those versions trained with.
+ADDED = {
+    "trainer.loss._target_": "kinopoisk_ft.training.losses.cross_entropy",
+    "trainer.loss._partial_": True,
+    "trainer.min_steps": None,
+    "trainer.layer_decay": None,
+    "trainer.head_first": False,
+    "trainer.gradient_checkpointing": False,
+    "data.quoting": "auto",
+    "data.train_limit": None,
+    "data.window_stride": None,
+    "data.max_windows": 8,
+    "data.text_prefix": "",
+    "model.dtype": "fp32",
+    "model.text_prefix": "",
+    "model.window_pooling": "mean",
+}
 
 
 @dataclass(frozen=True)

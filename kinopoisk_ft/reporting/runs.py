@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from kinopoisk_ft.config.prepared import name_checkpoint
+from kinopoisk_ft.config.prepared import ADDED, name_checkpoint
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.search.best_trial import BEST
 from kinopoisk_ft.statistics.metrics import MARKED
@@ -43,13 +43,11 @@ OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
 NOT_ITS_SETTINGS = (
     *NOT_SETTINGS, *OF_WINDOWS, "trainer", "adapter", "data.max_length", "data.text_prefix",
 )  # fmt: skip
-# Settings that runs of earlier versions lack, with the values that mean the same.
-SAME_AS_MISSING = {
-    "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
-    "trainer.gradient_checkpointing": "False", "trainer.loss": "cross_entropy",
-    "data.train_limit": "None", "data.text_prefix": "", "data.quoting": "auto",
-    "model.dtype": "fp32",
-}  # fmt: skip
+# Settings that runs of earlier versions lack, with the values that mean the same. Runs with windows
+# have all settings of windows, and there data.max_windows=8 differs from null.
+SAME_AS_MISSING = readable_params(
+    {key: str(value) for key, value in ADDED.items() if key not in OF_WINDOWS}
+)
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each
 # other.

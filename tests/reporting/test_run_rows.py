@@ -110,3 +110,5 @@ def test_seeds_of_an_earlier_version_are_in_the_same_row(tmp_path: Path) -> None
     store.run(home, (*row[:2], 2, *row[3:]), **added)
     (table,) = tables(collect(store.client, "versions").runs, {})
     assert sorted(len(row.runs) for row in table.rows) == [1, 2]
+    # Without the number, a row with windows would look like one that reads all windows.
+    assert {row.setting("data.max_windows") for row in table.rows} == {"", "8"}
