@@ -44,7 +44,7 @@ from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
-from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.device import reset_peak_memory
 from kinopoisk_ft.training.distributed.processes import is_main, main_first
 from kinopoisk_ft.training.distributed.sharding import gather_model
 from kinopoisk_ft.training.loop import Trainer
@@ -137,7 +137,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         # runs that train with different losses.
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
     # Read before the model is saved, so that saving does not count as memory of training.
-    peak = peak_memory_mb(precision.device)
+    peak = state.measure_peak_memory()
     with clock.section("save"):
         _save_model(network, adapted, tokenizer, inputs)
     trainable, total = count_parameters(adapted.module)

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint.best import copy_tensors, trained_tensors
+from kinopoisk_ft.training.device import peak_memory_mb
 from kinopoisk_ft.training.distributed.sharding import shard_like
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.precision import OVERFLOW, Precision
@@ -72,6 +74,8 @@ class State:
     # Outputs of the best evaluation, in the order of its examples.
     best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
     history: list[dict[str, float]] = field(default_factory=list)
+    # Peak memory in MiB of the processes from which this run has resumed.
+    earlier_peak_mb: float = 0.0
 
     @property
     def best_score(self) -> float:
@@ -83,6 +87,11 @@ class State:
         """Text for log lines: the planned number of steps or, if it is unknown, the budget."""
         unit, amount = self.meter.budget.unit, self.meter.budget.amount
         return f"a budget of {amount:g} {unit}" if self.steps is None else str(self.steps)
+
+    def measure_peak_memory(self) -> float:
+        """Return the peak memory of the run in MiB, including earlier processes; NaN if unknown."""
+        # Unlike `max`, this is NaN if one of the values is NaN.
+        return float(np.maximum(self.earlier_peak_mb, peak_memory_mb(self.precision.device)))
 
     def sync_skipped_steps(self) -> None:
         """Count the steps skipped since the last call, and log a warning if there are any.
@@ -126,6 +135,7 @@ class State:
             # Losses since the last logged mean.
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "best_outputs": self.best_outputs,
+            "peak_memory_mb": self.measure_peak_memory(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,6 +157,7 @@ class State:
             setattr(self, key, state[key])
         self.losses = list(state["losses"].to(self.precision.device))
         self.best_outputs = state["best_outputs"]
+        self.earlier_peak_mb = state["peak_memory_mb"]
         # The used share of the budget is not stored. It follows from the tokens or the clock.
         if self.meter.update(self.step, self.tokens):
             self.steps = self.step

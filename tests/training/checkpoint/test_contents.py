@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,3 +105,27 @@ def test_a_checkpoint_of_the_first_format_is_resumed(tmp_path: Path) -> None:
     last = CheckpointFolder(old).newest()
     assert last is not None
     assert (last.format, last.plain["state"]["step"]) == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "expected"),
+    [(None, 5.0, 5.0), (9.0, 5.0, 9.0), (5.0, 9.0, 9.0), (math.nan, 5.0, math.nan),
+     (5.0, math.nan, math.nan)],
+)  # fmt: skip
+def test_the_peak_memory_of_a_resumed_run_includes_earlier_processes(
+    stored: float | None, now: float, expected: float, checkpoints: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Checkpoints of earlier versions lack it. NaN means that a system does not report it."""
+    folder = CheckpointFolder(checkpoints)
+    last = folder.newest()
+    assert last is not None
+    assert last.plain["state"].pop("peak_memory_mb") > 0
+    if stored is not None:
+        last.plain["state"]["peak_memory_mb"] = stored
+    best = last.plain["best_weights"]
+    folder.write(last.load_tensors(), last.plain, {best["file"]: best["digest"]})
+    monkeypatch.setattr("kinopoisk_ft.training.state.peak_memory_mb", lambda _: now)
+    state = fit(checkpoints)
+    assert state.step == 10
+    assert state.measure_peak_memory() == pytest.approx(expected, nan_ok=True)

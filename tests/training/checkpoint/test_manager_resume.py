@@ -17,6 +17,8 @@ from networks import model_overrides
 from resume_child import SETTINGS, command, moments, slow_command, train
 from sweeping import write_reviews
 
+from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
+
 
 def child(target: Any, *args: Any) -> int:
     """Run a function in a new process; return its exit code, negative for a signal."""
@@ -123,10 +125,18 @@ def test_run_resumes_after_a_signal(
     experiment = client.get_experiment_by_name(name).experiment_id
     (run,) = client.search_runs([experiment])
     assert run.info.status == "KILLED"
-    assert list((here / name / "checkpoints").glob("checkpoint-*"))
+    folder = CheckpointFolder(here / name / "checkpoints")
+    stopped = folder.newest()
+    assert stopped is not None
+    # As if the first process had needed more memory than the second one.
+    assert stopped.plain["state"]["peak_memory_mb"] > 0
+    stopped.plain["state"]["peak_memory_mb"] = 1e6
+    best = stopped.plain["best_weights"]
+    folder.write(stopped.load_tensors(), stopped.plain, {best["file"]: best["digest"]})
     assert child(command, args, here, None) == 0
     (again,) = client.search_runs([experiment])
     assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert again.data.metrics["system/peak_memory_mb"] == 1e6
     for key in again.data.metrics:
         steps = [m.step for m in client.get_metric_history(run.info.run_id, key)]
         assert len(steps) == len(set(steps)), key
