@@ -20,7 +20,8 @@ RESOLUTION = 1_000_000
 class Budget:
     """A limit on training: a number of epochs, optimizer steps, tokens or seconds.
 
-    Tokens do not include padding. Seconds do not include evaluations, checkpoints or compilation.
+    Tokens do not include padding. Seconds do not include evaluations, checkpoints, compilation or
+    the fit of the output layer (trainer.head_first).
 
     Args:
         max_steps, min_steps: maximum and minimum number of optimizer steps, only for a budget of

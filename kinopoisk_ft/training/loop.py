@@ -211,7 +211,8 @@ class Trainer(Settings):
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
         if self.head_first and state.step == 0:
-            fit_head(state, train, self.class_weights == "balanced")
+            with clock.section("head"):
+                fit_head(state, train, self.class_weights == "balanced")
         if world_size() > 1:
             # All processes must split a batch into the same number of micro-batches.
             state.micro_batch_size = self.initial_micro_batch_size
@@ -228,11 +229,9 @@ class Trainer(Settings):
         if state.step != state.steps and self.compile != "off":
             with clock.section("compile"):
                 _, state.micro_batch_size = halve_on_out_of_memory(
-                    partial(warm_up_compile, state, train),
-                    state.micro_batch_size,
-                    state.precision.device,
-                    "compilation",
-                )
+                    partial(warm_up_compile, state, train), state.micro_batch_size,
+                    state.precision.device, "compilation",
+                )  # fmt: skip
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         seed_rank(self.seed, state.step)

@@ -109,6 +109,13 @@ def test_seconds_are_those_of_training_alone(tmp_path: Path) -> None:
     assert recorder.evaluated == [4, 8, 10]
 
 
+def test_seconds_do_not_include_the_fit_of_the_output_layer(tmp_path: Path) -> None:
+    """Its passes over the train split take hours."""
+    state, _, clock, _ = fit(tmp_path, "trainer.budget=seconds:10", "trainer.head_first=true")
+    assert state.step == clock.seconds["train"] == 10
+    assert clock.seconds["head"] > 3600
+
+
 def test_a_budget_that_ends_within_a_step_is_used_up_by_it(tmp_path: Path) -> None:
     state, _, clock, _ = fit(tmp_path, "trainer.budget=seconds:2.5")
     assert state.step == clock.seconds["train"] == 3
