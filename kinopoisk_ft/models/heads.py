@@ -238,10 +238,12 @@ def freeze_unused_pooler(module: nn.Module) -> set[str]:
     return unused
 
 
-def find_output_layer(module: nn.Module) -> str:
-    """Return the name of the last linear layer of a transformers classifier."""
-    # Classifiers of transformers define their output layer last.
-    return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+def find_output_layer(module: Any) -> str:
+    """Return the name of the last linear layer in the head of a transformers classifier."""
+    # The encoder is left out, because XLM-RoBERTa defines it after its head.
+    encoder = f"{module.base_model_prefix}."
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return [name for name in linear if not name.startswith(encoder)][-1]
 
 
 def reset_layer(module: nn.Module, layer: str) -> set[str]:

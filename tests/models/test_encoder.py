@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
 from composing import compose_config
 from hydra.utils import instantiate
 from networks import NAMES
@@ -19,9 +20,6 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    RobertaModel,
     pipeline,
 )
 
@@ -130,18 +128,21 @@ ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_att
            "intermediate_size": 32, "max_position_embeddings": 40}  # fmt: skip
 
 
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta"])
 def test_a_classifier_that_is_new_below_its_last_layer_gives_way_to_the_mean(
-    tmp_path: Path,
+    family: str, tmp_path: Path
 ) -> None:
-    config = RobertaConfig(**ROBERTA)
-    RobertaModel(config).save_pretrained(tmp_path / "bare")
+    """XLM-RoBERTa defines its encoder after its classifier."""
+    config = getattr(transformers, f"{family}Config")(**ROBERTA)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path / "bare")
     bare = built(tmp_path / "bare")
     assert (bare.layout.name, bare.pooling) == ("pooled", "mean")
     pooler = built(tmp_path / "bare", pooling="pooler")
     assert pooler.layout.name == "hf"
     assert pooler.head == ["classifier"]
     assert "classifier.dense.weight" in pooler.fresh
-    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "trained")
+    whole = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    whole.save_pretrained(tmp_path / "trained")
     found = built(tmp_path / "trained")
     assert (found.layout.name, found.fresh) == (
         "hf",
