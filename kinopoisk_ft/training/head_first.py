@@ -33,15 +33,19 @@ ABSENT = -10.0
 
 
 def find_output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Return the name and the module of the last linear layer that is trained.
+    """Return the name and the module of the last linear layer of the head that is trained.
 
     Raises:
         UserError: no linear layer is trained.
     """
+    # Models of transformers have this attribute. XLM-RoBERTa defines its encoder after its head.
+    encoder = f"{getattr(model, 'base_model_prefix', '')}."
     layers = [
         (name, part)
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and part.weight.requires_grad
+        if isinstance(part, nn.Linear)
+        and part.weight.requires_grad
+        and not name.startswith(encoder)
     ]
     if not layers:
         raise UserError(
@@ -49,7 +53,9 @@ def find_output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
             where="trainer.head_first",
             fix="set trainer.head_first=false",
         )
-    return layers[-1]
+    # PEFT trains a copy of the head, and some adapters add linear layers that come after it.
+    copies = [(name, part) for name, part in layers if "modules_to_save" in name.split(".")]
+    return (copies or layers)[-1]
 
 
 def exclude_output_layer(fresh: Iterable[str], model: nn.Module) -> list[str]:
@@ -69,10 +75,13 @@ def fit_head(state: State, train: Examples, balanced: bool) -> None:
 
     Args:
         balanced: whether each class has the same total weight.
+
+    Raises:
+        UserError: the logits are not the output of the layer.
     """
     name, layer = find_output_layer(state.model)
     features, state.eval_batch_size = halve_on_out_of_memory(
-        lambda rows: _compute_inputs(state, layer, train, rows),
+        lambda rows: _compute_inputs(state, name, layer, train, rows),
         state.eval_batch_size,
         state.precision.device,
         "the forward pass for the head",
@@ -92,12 +101,19 @@ def fit_head(state: State, train: Examples, balanced: bool) -> None:
 
 @torch.inference_mode()
 def _compute_inputs(
-    state: State, layer: nn.Linear, examples: Examples, batch_size: int
+    state: State, name: str, layer: nn.Linear, examples: Examples, batch_size: int
 ) -> np.ndarray:
-    """Return the inputs of a layer for all examples, (N, in_features)."""
+    """Return the inputs of the output layer for all examples, (N, in_features)."""
     inputs: list[Tensor] = []
-    # args[0] is (batch, in_features). Under autocast, it may be in half precision.
-    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
+    output = None
+
+    def record(_: nn.Module, args: Any, result: Tensor) -> None:
+        nonlocal output
+        # args[0] is (batch, in_features). Under autocast, it may be in half precision.
+        inputs.append(args[0].float().cpu())
+        output = result
+
+    hook = layer.register_forward_hook(record)
     batches, rng = batch_by_length(examples.lengths, batch_size), np.random.default_rng(0)
     state.model.eval()
     try:
@@ -105,7 +121,15 @@ def _compute_inputs(
             batch = to_device(state.objective.collate(examples, rows, rng), state.precision.device)
             with state.precision.autocast():
                 # This calls the objective, because a batch may contain cached activations.
-                state.objective.loss_sum(state.model, batch)
+                _, logits = state.objective.loss_sum(state.model, batch)
+            # If the layer is not suitable, this ends the run at the first batch.
+            if output is None or not torch.equal(output.float(), logits.float()):
+                raise UserError(
+                    f"the logits of this model are not the output of {name}, so it cannot be "
+                    "fitted first; for example, decoders of transformers apply it to each token",
+                    where="trainer.head_first",
+                    fix="use model.pooling=mean or last, or set trainer.head_first=false",
+                )
     finally:
         hook.remove()
     return restore_order(torch.cat(inputs), batches, len(examples)).numpy()

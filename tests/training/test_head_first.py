@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -28,9 +29,11 @@ from kinopoisk_ft.training.state import State
 
 def prepare(kind: str, adapter: str, *overrides: str) -> tuple[State, Examples]:
     """Return the state before the first step, and the train split."""
-    trainer: Trainer = instantiate(change_config([*SHORT, *overrides]).trainer)
+    own = [override for override in overrides if not override.startswith("trainer.")]
+    trainer_overrides = [override for override in overrides if override not in own]
+    trainer: Trainer = instantiate(change_config([*SHORT, *trainer_overrides]).trainer)
     precision, clock = trainer.open()
-    _, made, network, tokenizer = make(kind, adapter, "+model.reads_windows=false")
+    _, made, network, tokenizer = make(kind, adapter, "+model.reads_windows=false", *own)
     adapted = made.apply(network)
     objective, train = Classification(tokenizer.pad_token_id), train_examples(tokenizer)
     state = trainer._setup(
@@ -123,6 +126,52 @@ def test_a_resumed_run_does_not_fit_the_head_again(
 def test_without_a_trained_linear_layer_it_is_refused() -> None:
     with pytest.raises(UserError, match="has no trainable linear layer"):
         find_output_layer(nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_a_layer_that_an_adapter_adds_after_the_head_is_not_fitted() -> None:
+    """The prompt encoder of P-tuning ends in a linear layer."""
+    removed = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")
+    state, train = prepare(
+        "bert", "lora", "trainer.head_first=true",
+        "adapter.config._target_=peft.PromptEncoderConfig",
+        *(f"~adapter.config.{key}" for key in removed),
+        "+adapter.config.num_virtual_tokens=2", "+adapter.config.encoder_hidden_size=8",
+    )  # fmt: skip
+    assert isinstance([*state.model.modules()][-1], nn.Linear)
+    assert find_output_layer(state.model)[0] == "base_model.classifier.modules_to_save.default"
+    fit_head(state, train, balanced=False)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [("none", "classifier.out_proj"), ("lora", "classifier.modules_to_save.default.out_proj")],
+)
+def test_a_head_that_comes_before_the_encoder_is_fitted(
+    adapter: str, name: str, tmp_path: Path
+) -> None:
+    """XLM-RoBERTa defines its head first."""
+    folder = architectures.checkpoint(tmp_path / "xlm_roberta", "XLMRoberta")
+    own = [f"model.{key}={folder}" for key in ("name", "tokenizer")]
+    state, train = prepare("bert", adapter, "trainer.head_first=true", *own)
+    assert find_output_layer(state.model)[0].endswith(name)
+    fit_head(state, train, balanced=False)
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_head_that_reads_each_token_is_refused(adapter: str, tmp_path: Path) -> None:
+    """Decoders of transformers select the logits of the last token after their head."""
+    folder = architectures.checkpoint(tmp_path / "llama", "Llama")
+    own = [f"model.{key}={folder}" for key in ("name", "tokenizer")]
+    state, train = prepare("bert", adapter, "trainer.head_first=true", *own)
+    passes: list[None] = []
+    state.model.register_forward_hook(lambda *_: passes.append(None))
+    state.eval_batch_size = 4
+    with pytest.raises(UserError, match=r"not the output of .*score.*\n.*\n.*pooling=mean or last"):
+        fit_head(state, train, balanced=False)
+    # The error comes before a pass over all reviews.
+    assert len(passes) == 1
+    state, train = prepare("bert", adapter, "trainer.head_first=true", *own, "model.pooling=last")
+    fit_head(state, train, balanced=False)
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("pooled", "none"), ("mamba", "lora")])
