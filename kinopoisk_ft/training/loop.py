@@ -211,8 +211,9 @@ class Trainer(Settings):
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
         if self.head_first and state.step == 0:
+            balanced = "balanced" in (self.class_weights, self.sampling)
             with clock.section("head"):
-                fit_head(state, train, self.class_weights == "balanced")
+                fit_head(state, train, balanced)
         if world_size() > 1:
             # All processes must split a batch into the same number of micro-batches.
             state.micro_batch_size = self.initial_micro_batch_size

@@ -123,6 +123,20 @@ def test_a_resumed_run_does_not_fit_the_head_again(
     assert fitted == [0]
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("trainer.sampling=shuffled", False), ("trainer.sampling=balanced", True),
+     ("trainer.class_weights=balanced", True)],
+)  # fmt: skip
+def test_the_head_is_fitted_with_the_balance_of_the_training(
+    override: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(loop, "fit_head", lambda _, __, balanced: found.append(balanced))
+    short_fit(tmp_path, "trainer.head_first=true", "trainer.max_steps=1", override)
+    assert found == [expected]
+
+
 def test_without_a_trained_linear_layer_it_is_refused() -> None:
     with pytest.raises(UserError, match="has no trainable linear layer"):
         find_output_layer(nn.Linear(2, 2).requires_grad_(False))
