@@ -223,8 +223,8 @@ class Trainer(Settings):
                 state.micro_batch_size = fit_rows_to_memory(state, train)
             if state.step and state.micro_batch_size < rows:
                 log.warning(
-                    "less memory is available than before the run was stopped, so training "
-                    "continues with %d rows at once instead of %d; results may differ by rounding",
+                    "less memory is available than before the run stopped, so training continues "
+                    "with %d rows at once instead of %d; rounding and dropout masks may differ",
                     state.micro_batch_size, rows,
                 )  # fmt: skip
         if state.step != state.steps and self.compile != "off":
