@@ -128,9 +128,10 @@ notebooks: $(STAMP) ## execute copies of the notebooks in outputs/notebooks
 		"$(CURDIR)/$(BIN)/python" -m nbconvert --to notebook --execute --inplace *.ipynb
 	$(BIN)/python -m nbconvert --coalesce-streams outputs/notebooks/*.ipynb
 
-# mkdocs-material advertises a successor in each build.
+# mkdocs-material advertises a successor in each build. With --quiet, mkdocs would not see its warnings,
+# which make a strict build fail.
 docs: $(STAMP) ## build the website of the documentation into outputs/site; broken links are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "Documentation: $(CURDIR)/outputs/site/index.html; open it in a browser"
 
 schema: $(STAMP) ## write the JSON schemas of the config groups, which editors read

@@ -66,7 +66,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         path = posixpath.normpath(posixpath.join(folder, target))
         found = files.get_file_from_path(path.removeprefix("docs/"))
-        if found is None or found.inclusion.is_excluded():
+        # Without its folder, the repository's README.md has the name of docs/README.md.
+        if not found or Path(found.abs_src_path) != ROOT / path or found.inclusion.is_excluded():
             named = path.endswith(".md") or text.strip("`") == path
             return text if named else f"{text} (`{path}`)"
         # mkdocs reads links relative to the page's place in the site, not in the repository.

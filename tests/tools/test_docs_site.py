@@ -95,7 +95,7 @@ def test_the_page_of_options_lists_every_option_with_types(hooks: ModuleType) ->
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the website in strict mode, in which a broken link is an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
