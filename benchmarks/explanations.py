@@ -52,11 +52,14 @@ def measure(
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("run", type=Path, help="output_dir of a run with data=kinopoisk")
-    parser.add_argument("data", type=Path, help="the reviews of this run")
+    parser.add_argument("run", type=Path, nargs="?", help="output_dir of a run with data=kinopoisk")
+    parser.add_argument("data", type=Path, nargs="?", help="the reviews of this run")
     parser.add_argument("--reviews", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
+    if not args.data:
+        print("skipped: give the output_dir of a run and the file of its reviews")
+        return
     rng = np.random.default_rng(0)
     rows = pd.read_parquet(args.run / "predictions.parquet")["row"].to_numpy()
     chosen = rng.permutation(rows)[: 5 if args.quick else args.reviews]
