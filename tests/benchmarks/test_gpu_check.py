@@ -27,8 +27,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> int:
-    """Run the command line on a CPU."""
-    args = ["gpu_check.py", "--device", "cpu", "--output", str(folder), *more]
+    """Run the command line on a CPU, with time limits that no machine reaches."""
+    args = ["gpu_check.py", "--device", "cpu", "--output", str(folder),
+            "--minutes", "120", "--part-minutes", "60", *more]  # fmt: skip
     monkeypatch.setattr("sys.argv", args)
     code: int = script.main()
     return code
