@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
@@ -13,12 +14,14 @@ from kinopoisk_ft.training.precision import synchronize
 CPU = torch.device("cpu")
 # Rows and columns of the matrices; smaller ones reach fewer FLOP/s.
 SQUARE = 4096
-# Peak rates of dense bf16 or fp16 products with fp32 sums, in TFLOP/s, by a part of the GPU's name.
-# Sources: NVIDIA's data sheets; for GeForce, NVIDIA's whitepapers of Ampere and Ada.
+# Peak rates of dense bf16 or fp16 products with fp32 sums, in TFLOP/s, by the GPU's name without
+# brand and memory. Sources: NVIDIA's data sheets; for GeForce, its whitepapers of Ampere and Ada.
 PEAK_TFLOPS = {
-    "H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989, "A100": 312, "L40S": 362, "L4": 121,
-    "V100 SXM2": 125, "T4": 65, "RTX 3090": 71, "RTX 4090": 165,
+    "H100 HBM3": 989, "H100 PCIe": 756, "H200": 989, "A100 SXM4": 312, "A100 PCIE": 312,
+    "A100 PCIe": 312, "L40S": 362, "L4": 121, "V100 SXM2": 125, "T4": 65, "RTX 3090": 71,
+    "RTX 4090": 165,
 }  # fmt: skip
+BRAND_OR_MEMORY = re.compile(r"NVIDIA|Tesla|GeForce|\d+GB")
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device = CPU, square: int = SQUARE) -> float:
@@ -36,8 +39,10 @@ def matrix_rate(dtype: torch.dtype, device: torch.device = CPU, square: int = SQ
 
 def peak_rate(name: str) -> float | None:
     """Return the FLOP/s in PEAK_TFLOPS of a GPU, given its name; None if it is not listed."""
-    known = (part for part in PEAK_TFLOPS if f" {part} " in f" {name.replace('-', ' ')} ")
-    return next((PEAK_TFLOPS[part] * 1e12 for part in known), None)
+    # A name with another word, such as `Ti`, `NVL` or `Laptop GPU`, is a card with another rate.
+    words = [x for x in name.replace("-", " ").split() if not BRAND_OR_MEMORY.fullmatch(x)]
+    tflops = PEAK_TFLOPS.get(" ".join(words))
+    return None if tflops is None else tflops * 1e12
 
 
 def model_flop(config: BertConfig, passes: int, tokens: int, squares: int) -> float:

@@ -189,10 +189,14 @@ def test_peak_rates_are_found_by_the_names_of_gpus(script: ModuleType) -> None:
     from common.rate import peak_rate
 
     names = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA L4": 121, "NVIDIA L40S": 362, "Tesla T4": 65,
-             "NVIDIA H100 80GB HBM3": 989, "Tesla V100-SXM2-16GB": 125}  # fmt: skip
+             "NVIDIA H100 80GB HBM3": 989, "Tesla V100-SXM2-16GB": 125, "NVIDIA H200": 989,
+             "NVIDIA A100 80GB PCIe": 312, "NVIDIA GeForce RTX 4090": 165}  # fmt: skip
     for name, tflops in names.items():
         assert peak_rate(name) == tflops * 1e12, name
-    assert peak_rate("NVIDIA H100 NVL") is None
+    others = ("H100 NVL", "H200 NVL", "GeForce RTX 3090 Ti", "GeForce RTX 4090 Laptop GPU",
+              "A100-SXM4-40GB MIG 1g.5gb")  # fmt: skip
+    for name in others:
+        assert peak_rate(f"NVIDIA {name}") is None, name
 
 
 @pytest.mark.slow
