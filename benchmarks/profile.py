@@ -32,10 +32,10 @@ DEFAULT = ["model=bert_scratch", "adapter=none", "data.max_length=256"]
 KINDS = {
     "matrix products": r"mm$|mm_|linear|mkldnn_|bmm",
     "attention": r"[Aa]tten[dt]|softmax",
-    "scan": r"selective_scan|SSD|_Scan",
+    "scan": r"[sS]can|SSD",
     "convolution": r"[cC]onv",
     "dropout": r"[dD]rop|bernoulli",
-    "normalisation": r"norm|_Normalise",
+    "normalisation": r"[nN]orm",
     "activation": r"gelu|silu|tanh|relu|sigmoid",
     "optimizer": r"[Aa]dam|Optimizer|foreach|clip",
     "embedding": r"embedding|index",
