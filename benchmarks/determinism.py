@@ -97,15 +97,15 @@ def of_training(length: int, steps: int, disturbance: float) -> list[dict[str, A
 
 
 def trained(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
-    """Train on each batch once; return the loss of each batch before its step."""
+    """Train on each batch once; return the loss of each batch after its step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     losses = []
     for ids, labels in batches:
-        loss = nn.functional.cross_entropy(model(ids).logits, labels)
-        loss.backward()
+        nn.functional.cross_entropy(model(ids).logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        with torch.no_grad():
+            losses.append(nn.functional.cross_entropy(model(ids).logits, labels).item())
     return losses
 
 

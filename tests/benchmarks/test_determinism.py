@@ -58,5 +58,6 @@ def test_parts_of_blocks_make_up_the_gradients(script: ModuleType) -> None:
 @pytest.mark.slow
 def test_runs_differ_only_by_the_disturbance(script: ModuleType) -> None:
     for disturbance, apart in ((0.0, False), (1e-2, True)):
-        last = script.of_training(8, 10, disturbance)[-1]
+        first, *_, last = script.of_training(8, 10, disturbance)
+        assert (first["after steps"], first["losses differ by"] > 0) == (1, apart)
         assert (last["losses differ by"] > 0, last["weights differ by"] > 0) == (apart, apart)
