@@ -17,6 +17,11 @@ Size: TypeAlias = tuple[int, int, int]
 SMALL: tuple[Size, ...] = ((2, 40, 16),)
 
 
+def draw_normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw a float32 tensor on the CPU. PyTorch's default dtype and device have no effect."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class SelfTest:
     """Compares implementations of one operator with the reference implementation.
@@ -41,7 +46,7 @@ class SelfTest:
         generator = torch.Generator().manual_seed(0)
         inputs = self.draw(batch, length, width, generator)
         shape = next(iter(inputs.values())).shape
-        grad = torch.randn(shape, generator=generator).to(device)
+        grad = draw_normal(generator, *shape).to(device)
         return {name: x.to(device) for name, x in inputs.items()}, grad
 
     def run_backward(

@@ -190,7 +190,8 @@ class _Inputs:
         self.padded_keys = self.keys + padding
         self.bias = _make_bias(mask, self.keys, self.padded_keys)
         self.threshold, factor = compute_threshold(p)
-        self.numbers = torch.tensor([scale * LOG2_E, factor, scale])
+        numbers = [scale * LOG2_E, factor, scale]
+        self.numbers = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         self.key = int(key)
 
     def allocate_scores(self) -> Tensor:
@@ -223,14 +224,14 @@ def _make_bias(mask: Tensor | None, keys: int, padded_keys: int) -> Tensor:
     compute powers of two. The bias is -inf for masked keys and for padding.
     """
     if mask is None:
-        bias = torch.zeros(1, 1, 1, keys)
+        bias = torch.zeros(1, 1, 1, keys, dtype=torch.float32, device="cpu")
     else:
         # `expand` repeats a mask along a dimension with a stride of 0. Keep one copy of it.
         for dim in range(3):
             if mask.stride(dim) == 0:
                 mask = mask.narrow(dim, 0, 1)
         if mask.dtype == torch.bool:
-            bias = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
+            bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -math.inf)
         else:
             bias = mask.float() * LOG2_E
     return nn.functional.pad(bias, (0, padded_keys - keys), value=-math.inf).contiguous()
@@ -260,7 +261,7 @@ def attend(
     """
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])
-    maxima, sums = torch.empty(2, len(x.q), x.queries)
+    maxima, sums = q.new_empty(2, len(x.q), x.queries, dtype=torch.float32)
     buffer = x.allocate_scores()
     for chunk in x.split_chunks(len(buffer)):
         # (matrices, queries, keys)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.gpu_package import GpuPackage
-from kinopoisk_ft.ops.self_test import SelfTest
+from kinopoisk_ft.ops.self_test import SelfTest, draw_normal
 from kinopoisk_ft.ops.shapes import make_length_mask
 
 # Number of heads in the self-test.
@@ -77,7 +77,7 @@ def attention_unpadded(
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw random q, k and v (batch, heads, length, width) for the self-test."""
     shape = (batch, HEADS, length, width)
-    return {name: torch.randn(shape, generator=generator) for name in "qkv"}
+    return {name: draw_normal(generator, *shape) for name in "qkv"}
 
 
 def _make_mask(q: Tensor) -> Tensor:

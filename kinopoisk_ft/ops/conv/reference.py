@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.self_test import SelfTest
+from kinopoisk_ft.ops.self_test import SelfTest, draw_normal
 
 
 def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -19,7 +19,7 @@ def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw random arguments for the self-test, with a kernel size of 4 as in Mamba."""
     shapes = {"x": (batch, length, width), "weight": (width, 4), "bias": (width,)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: draw_normal(generator, *shape) for name, shape in shapes.items()}
 
 
 SELF_TEST = SelfTest(causal_conv1d_torch, draw)

@@ -48,14 +48,12 @@ def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
 
 def drop_float32(table: Any) -> None:
     """Drop elements of a float32 tensor."""
-    tail = np.zeros(LANES, np.float32)
-    _drop(table, as_float32(table[5]), as_float32(table[6]), as_float32(tail.ctypes.data))
+    _drop(table, as_float32(table[5]), as_float32(table[6]), np.zeros(LANES, np.float32))
 
 
 def drop_bfloat16(table: Any) -> None:
     """Drop elements of a bfloat16 tensor."""
-    tail = np.zeros(LANES, np.uint16)
-    _drop(table, as_bfloat16(table[5]), as_bfloat16(table[6]), as_bfloat16(tail.ctypes.data))
+    _drop(table, as_bfloat16(table[5]), as_bfloat16(table[6]), np.zeros(LANES, np.uint16))
 
 
 KERNELS = {torch.float32: drop_float32, torch.bfloat16: drop_bfloat16}
@@ -95,7 +93,7 @@ def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
     out = torch.empty_like(x)
     threshold, scale = compute_threshold(p)
     # The table contains only integers, so the address of the scale is passed.
-    factor = torch.tensor([scale])
+    factor = torch.tensor([scale], dtype=torch.float32, device="cpu")
     fields = [x.numel(), int(key), threshold, factor.data_ptr(), x.data_ptr(), out.data_ptr()]
     run_kernel(KERNELS[x.dtype], -(-x.numel() // ROW), fields)
     return out

@@ -47,4 +47,4 @@ def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
 def draw_key() -> Tensor:
     """Draw the key of a dropout mask, an int64 scalar, from PyTorch's default generator."""
     # `randint` excludes its limit, which is the largest int64.
-    return torch.randint(2**63 - 1, (), dtype=torch.int64)
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")

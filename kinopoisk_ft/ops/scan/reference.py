@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.self_test import SelfTest
+from kinopoisk_ft.ops.self_test import SelfTest, draw_normal
 
 
 def selective_scan_reference(
@@ -29,10 +31,7 @@ def draw(
     batch: int, length: int, width: int, generator: torch.Generator, states: int = 16
 ) -> dict[str, Tensor]:
     """Draw random arguments for the self-test, with magnitudes as in a trained layer."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    normal = partial(draw_normal, generator)
     return {
         "u": normal(batch, length, width),
         "delta": normal(batch, length, width),

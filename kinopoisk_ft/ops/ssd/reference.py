@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.self_test import SelfTest
+from kinopoisk_ft.ops.self_test import SelfTest, draw_normal
 
 
 def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -34,10 +36,7 @@ def draw(
 ) -> dict[str, Tensor]:
     """Draw random arguments for the self-test, with two groups of heads."""
     heads = 4
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    normal = partial(draw_normal, generator)
     return {
         "x": normal(batch, length, heads, width // heads),
         "dt": nn.functional.softplus(normal(batch, length, heads) - 2),
