@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -42,6 +43,7 @@ def choose_backend(
     device: torch.device,
     dtype: torch.dtype,
     unsupported: str | None = None,
+    shape: Sequence[int] = (1,),
 ) -> str:
     """Choose the backend to run, and log each choice once.
 
@@ -50,10 +52,13 @@ def choose_backend(
         backend: name of a backend, or `auto` for the fastest one that works. While torch.export
             traces a model, `auto` selects `torch`, because other programs that load the exported
             model do not have this project's kernels.
-        valid: names of the operator's backends.
+        valid: names of the operator's backends; the last one is in plain PyTorch, step by step if
+            there are two.
         device, dtype: device and dtype of the tensors.
         unsupported: reason why the GPU package cannot process the shapes; None for supported
             shapes.
+        shape: shape of the output. If it has no elements, because the batch is empty, the last
+            backend is chosen: kernels expect at least one element.
 
     Raises:
         UserError: the backend is unknown or cannot process these tensors.
@@ -75,6 +80,8 @@ def choose_backend(
                 where=WHERE,
                 fix=_suggest_fix(operator, backend),
             )
+    if 0 in shape:
+        return valid[-1]
     # Logging would cause a graph break in torch.compile.
     if not torch.compiler.is_compiling():
         _log_once(operator, chosen, device.type)

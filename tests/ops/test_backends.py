@@ -1,4 +1,4 @@
-"""Test what holds for all operators and backends."""
+"""Test what holds for all operators and backends: empty batches, and PyTorch's defaults."""
 
 from __future__ import annotations
 
@@ -74,6 +74,19 @@ def other_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(("operator", "backend"), CASES)
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(
+    operator: str, backend: str
+) -> None:
+    inputs, whole = draw_inputs(operator), OPERATORS[operator][2]
+    empty = {name: x if name in whole else x[:0] for name, x in inputs.items()}
+    found = run(operator, backend, empty)
+    assert found.pop("values").shape == next(iter(empty.values())).shape
+    for name, x in found.items():
+        assert x.shape == empty[name.removeprefix("gradient of ")].shape
+        assert not x.any(), name
 
 
 @pytest.mark.parametrize(("operator", "backend"), CASES)

@@ -171,7 +171,7 @@ def test_gpu_kernel_is_not_used_for_other_taps(taps: int) -> None:
     x, weight = torch.randn(2, 9, 6), torch.randn(6, taps)
     seen: list[str | None] = []
 
-    def choose(*args: object) -> str:
+    def choose(*args: object, **_: object) -> str:
         seen.append(str(args[-1]))
         return "torch"
 

@@ -41,7 +41,7 @@ def attention(
     """
     # This is the default of PyTorch.
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen = choose_backend("attention", backend, BACKENDS, q.device, q.dtype)
+    chosen = choose_backend("attention", backend, BACKENDS, q.device, q.dtype, shape=q.shape)
     if p == 0 or chosen == "torch":
         return nn.functional.scaled_dot_product_attention(q, k, v, mask, p, scale=scale)
     # `expand` returns a view without copies, and `attend` stores repeated values only once.

@@ -43,7 +43,7 @@ def causal_conv1d(
         ValueError: the shapes do not match.
         UserError: the backend is unknown or cannot process these tensors.
     """
-    if x.dim() != 3 or weight.dim() != 2 or x.shape[2] != weight.shape[0] or not x.shape[1]:
+    if x.dim() != 3 or weight.dim() != 2 or x.shape[2] != weight.shape[0] or 0 in x.shape[1:]:
         raise ValueError(
             "x must be of shape (batch, length, d_inner) and weight (d_inner, width), "
             f"not {tuple(x.shape)} and {tuple(weight.shape)}"
@@ -53,7 +53,9 @@ def causal_conv1d(
     dtype = torch.promote_types(torch.float32, torch.promote_types(x.dtype, weight.dtype))
     taps = weight.shape[1]
     unsupported = None if taps in TAPS else f"it supports {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
-    chosen = choose_backend("causal_conv1d", backend, BACKENDS, x.device, dtype, unsupported)
+    chosen = choose_backend(
+        "causal_conv1d", backend, BACKENDS, x.device, dtype, unsupported, shape=x.shape
+    )
     # With autocast enabled, conv1d would round to half precision.
     with disable_autocast(x.device):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -35,7 +35,7 @@ def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
         ValueError: p is not between 0 and 1.
         UserError: the backend is unknown or cannot process these tensors.
     """
-    chosen = choose_backend("dropout", backend, BACKENDS, x.device, x.dtype)
+    chosen = choose_backend("dropout", backend, BACKENDS, x.device, x.dtype, shape=x.shape)
     if p == 0 or chosen == "torch" or not x.is_floating_point():
         return nn.functional.dropout(x, p)
     # The kernels support float32 and bfloat16, but not float16.

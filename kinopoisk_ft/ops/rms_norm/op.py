@@ -43,7 +43,7 @@ def rms_norm(
     """
     check_shapes({"weight": (weight, (x.shape[-1],))})
     dtypes = {y.dtype for y in (x, weight) if y is not None}
-    chosen = choose_backend("rms_norm", backend, BACKENDS, x.device, x.dtype)
+    chosen = choose_backend("rms_norm", backend, BACKENDS, x.device, x.dtype, shape=x.shape)
     if chosen == "torch" or dtypes != {torch.float32}:
         out = nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
         return out.to(dtype or out.dtype)

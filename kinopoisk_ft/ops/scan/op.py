@@ -62,7 +62,7 @@ def selective_scan(
     tensors = (u, delta, A, B, C, D, z)
     # Compute in float32, or in float64 if an input is float64.
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
-    chosen = choose_backend("selective_scan", backend, BACKENDS, u.device, dtype)
+    chosen = choose_backend("selective_scan", backend, BACKENDS, u.device, dtype, shape=u.shape)
     # With autocast enabled, the matrix products of the chunked scan would round to half precision.
     with disable_autocast(u.device):
         if chosen == "numba":
@@ -79,7 +79,7 @@ def _check_shapes(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
     lengths: Tensor | None,
 ) -> None:  # fmt: skip
-    if u.dim() != 3 or A.dim() != 2 or not u.shape[1]:
+    if u.dim() != 3 or A.dim() != 2 or 0 in u.shape[1:]:
         raise ValueError(
             "u must be of shape (batch, length, d_inner) and A (d_inner, d_state), "
             f"not {tuple(u.shape)} and {tuple(A.shape)}"

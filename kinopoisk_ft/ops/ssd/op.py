@@ -59,7 +59,7 @@ def ssd(
     dtype = torch.float32
     for tensor in (x, dt, A, B, C):
         dtype = torch.promote_types(dtype, tensor.dtype)
-    chosen = choose_backend("ssd", backend, BACKENDS, x.device, dtype)
+    chosen = choose_backend("ssd", backend, BACKENDS, x.device, dtype, shape=x.shape)
     # With autocast enabled, the matrix products would round to half precision.
     with disable_autocast(x.device):
         values, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
@@ -88,7 +88,7 @@ def _check_shapes(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, dt_bias: Tensor | None, lengths: Tensor | None,
 ) -> None:  # fmt: skip
-    if x.dim() != 4 or B.dim() != 4 or not x.shape[1]:
+    if x.dim() != 4 or B.dim() != 4 or 0 in (*x.shape[1:], B.shape[2]):
         raise ValueError(
             "x must be of shape (batch, length, heads, head_dim) and B (batch, length, groups, "
             f"d_state), not {tuple(x.shape)} and {tuple(B.shape)}"
