@@ -5,8 +5,9 @@
 With `--approaches freeze`, compare the prefix cache (frozen layers run once, without dropout) with
 training through the whole model. Both sides train on the same rows of the real reviews with the
 same batch, steps and learning rate, and are tested on the same rows. Each finished run is stored in
-a folder, so an interrupted call can be repeated, and several calls can share the approaches.
-Nothing is timed. The peer also keeps freed memory, which makes it faster and changes no score.
+a folder, so an interrupted call can be repeated, and several calls can share the approaches. A
+stored run counts only if its settings, model, reviews and code were the same. Nothing is timed. The
+peer also keeps freed memory, which makes it faster and changes no score.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from typing import Any
 
 from common.report import Section, command_line, publish
 from common.sides import FROZEN, Experiment, absent, add_inputs, run_peer, run_project
+
+from kinopoisk_ft.files import PACKAGE, write_atomically
+from kinopoisk_ft.provenance import digest_content, get_commit
 
 TOKENS = 64
 PEER, PROJECT, CACHED = "peer", "project", "project-cached"
@@ -44,7 +48,6 @@ def main() -> int:
     args = parser.parse_args()
     if absent(args):
         return 0
-    args.runs.mkdir(parents=True, exist_ok=True)
     seeds = SEEDS[:1] if args.quick else SEEDS
     rows = [row for name in args.approaches for row in compare(name, seeds, args)]
     note = (
@@ -72,15 +75,29 @@ def compare(name: str, seeds: tuple[int, ...], args: argparse.Namespace) -> list
             work = replace(work, limit=100, epochs=1, max_length=32)
         for side, runs in found.items():
             kept = args.runs / f"{name}-{seed}-{side}{'-quick' * args.quick}.json"
-            if args.quick or not kept.exists():
-                kept.write_text(json.dumps(_run(side, work, args)), encoding="utf-8")
-            runs.append(json.loads(kept.read_text(encoding="utf-8")))
+            runs.append(load_or_run(kept, side, work, args))
     return [
         {"approach": name, "side": side}
         | {label: _spread([run[key] for run in runs]) for key, label in SCORES.items()}
         | {"each seed's F1": ", ".join(f"{run['f1']:.3f}" for run in runs)}
         for side, runs in found.items()
     ]
+
+
+def load_or_run(
+    kept: Path, side: str, work: Experiment, args: argparse.Namespace
+) -> dict[str, float]:
+    """Return the scores in the file `kept` if its run had the same inputs; otherwise run it."""
+    inputs = {"work": str(work), "commit": get_commit(), "code": digest_content(PACKAGE, "*.py")}
+    inputs |= {name: digest_content(getattr(args, name)) for name in ("peer", "model", "data")}
+    if kept.exists() and not args.quick:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found.get("inputs") == inputs:
+            scores: dict[str, float] = found["scores"]
+            return scores
+    scores = _run(side, work, args)
+    write_atomically(kept, json.dumps({"inputs": inputs, "scores": scores}, indent=2) + "\n")
+    return scores
 
 
 def _run(side: str, work: Experiment, args: argparse.Namespace) -> dict[str, float]:

@@ -1,0 +1,47 @@
+"""Test that the quality benchmark reuses finished runs only of the same inputs and code."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from places import ROOT
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import quality
+
+    return quality
+
+
+@pytest.mark.parametrize("change", ["model", "data", "commit", "works"])
+def test_a_finished_run_is_reused_only_with_the_same_inputs(
+    change: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {name: tmp_path / name for name in ("peer", "model", "data")}
+    for file in paths.values():
+        file.write_text("before")
+    args = argparse.Namespace(**paths, runs=tmp_path / "runs", quick=False)
+    calls: list[str] = []
+
+    def run(side: str, *_: object) -> dict[str, float]:
+        calls.append(side)
+        return {"f1": len(calls) / 10, "accuracy": 0.5}
+
+    monkeypatch.setattr(script, "_run", run)
+    first = script.compare("full", (0,), args)
+    assert script.compare("full", (0,), args) == first
+    assert calls == [script.PEER, script.PROJECT]
+
+    changes: dict[str, Callable[[], object]] = {
+        "commit": lambda: monkeypatch.setattr(script, "get_commit", lambda: "another"),
+        "works": lambda: monkeypatch.setitem(script.WORKS, "full", script.WORKS["lora"]),
+    }
+    changes.get(change, lambda: paths[change].write_text("after!"))()
+    assert script.compare("full", (0,), args) != first
+    assert calls == 2 * [script.PEER, script.PROJECT]
