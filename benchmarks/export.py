@@ -78,8 +78,6 @@ def time_ways(
         jobs: dict[str, Callable[[], object]] = {
             name: partial(predictor.logits, chosen) for name, predictor in predictors.items()
         }
-        for job in jobs.values():
-            job()
         seconds[title] = alternate(jobs, rounds, turn)
     return [
         {

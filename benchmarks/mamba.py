@@ -88,8 +88,6 @@ def large_step(layers: int, length: int, rounds: int) -> Section:
     if layers == LARGE_LAYERS and parameters(model) != LARGE_PARAMETERS:
         raise RuntimeError(f"mamba-130m with {LABELS} labels has {LARGE_PARAMETERS:,} parameters")
     step = training_step(model, draw_batch(model.mamba_config, length))
-    # The first step creates AdamW's state.
-    step()
     left, right = torch.randn(2, SQUARE, SQUARE)
     seconds = alternate({"step": step, "product": partial(torch.mm, left, right)}, rounds)
     rates = [2 * SQUARE**3 / x for x in seconds["product"]]

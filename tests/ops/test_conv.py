@@ -119,6 +119,8 @@ def test_operator_passes_opcheck() -> None:
 def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match="must be"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(5, 4))
+    with pytest.raises(ValueError, match="must be"):
+        causal_conv1d(torch.randn(2, 9, 0), torch.randn(0, 4))
     with pytest.raises(ValueError, match=r"bias must be of shape \(6,\), not \(5,\)"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), torch.randn(5))
     with pytest.raises(ValueError, match=r"lengths must be of shape \(2,\), not \(1,\)"):

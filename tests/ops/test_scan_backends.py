@@ -108,6 +108,8 @@ def test_backend_that_cannot_run_raises() -> None:
 def test_shapes_are_checked(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"{name} must be of shape"):
         selective_scan(**{**draw(1, 2, 3, 4), name: torch.zeros(shape)})
+    with pytest.raises(ValueError, match="u must be of shape"):
+        selective_scan(**draw(2, 5, 0, 4))
 
 
 def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:

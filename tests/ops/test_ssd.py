@@ -159,6 +159,8 @@ def test_invalid_shapes_and_backends_raise() -> None:
     with pytest.raises(ValueError, match="4 heads cannot be divided into 3 equal groups"):
         ssd(**inputs | {"B": torch.ones(2, 8, 3, 8), "C": torch.ones(2, 8, 3, 8)})
     with pytest.raises(ValueError, match="x must be"):
+        ssd(**inputs | {"B": torch.ones(2, 8, 0, 8), "C": torch.ones(2, 8, 0, 8)})
+    with pytest.raises(ValueError, match="x must be"):
         ssd(**inputs | {"x": inputs["x"].flatten(2)})
     with pytest.raises(UserError, match="runs on a GPU"):
         ssd(**inputs, backend="cuda")
