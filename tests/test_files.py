@@ -18,6 +18,7 @@ from kinopoisk_ft.files import write_atomically, write_folder_atomically
 from kinopoisk_ft.models.card import CARD, read_card
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.search.study import JOURNAL, open_study
+from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.offline import close_killed
 
 NAMES = ("a.bin", "inner/b.bin", CARD)
@@ -113,7 +114,11 @@ def test_a_run_that_was_killed_before_it_could_be_resumed_is_closed(tmp_path: Pa
 def test_killed_runs_outside_any_store_are_closed_too(tmp_path: Path) -> None:
     killed = offline()
     killed.start("one", {}, {}, folder=tmp_path)
+    killed._log.append("metrics", values={"loss": 1.0}, step=1, time=4_000_000_000_000)
     killed._log.close()
-    (log,) = tmp_path.rglob("*.jsonl")
     close_killed(offline(), tmp_path, None)
-    assert '"status": "KILLED"' in log.read_text()
+    ended = find_logs(tmp_path)[0].events
+    assert [event["verb"] for event in ended] == ["start", "metrics", "reopen", "finish"]
+    assert ended[-1]["status"] == "KILLED"
+    # Nobody knows when the process died, but it lived until its last event.
+    assert ended[-1]["time"] == ended[1]["time"] == 4_000_000_000_000

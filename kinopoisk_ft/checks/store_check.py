@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 from kinopoisk_ft.checks.finding import Finding, format_error
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
+from kinopoisk_ft.tracking.store import (
+    SQLITE,
+    default_uri,
+    get_database_file,
+    hide_password,
+    open_store,
+)
 from kinopoisk_ft.tracking.store_schema import FIX_MISSING, REMOTE
 
 NAME = "MLflow store"
@@ -27,7 +34,7 @@ def check_store() -> Iterator[Finding]:
         yield _check_parent_folder(shown, file)
     elif file is not None and not os.access(file, os.W_OK):
         # `open_store` only reads, so it does not notice that the store is read-only.
-        fix = f"chmod u+w {file}, or {USE_ANOTHER}"
+        fix = f"chmod u+w {shlex.quote(str(file))}, or {USE_ANOTHER}"
         yield Finding(NAME, "broken", f"{shown} cannot be written", True, fix)
     else:
         yield _check_open(uri, shown)
@@ -55,8 +62,8 @@ def _check_open(uri: str, shown: str) -> Finding:
 
 def _find_local_path(uri: str) -> Path | None:
     """Return the file or folder of a local store, or None for a server."""
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith(SQLITE):
+        return get_database_file(uri)
     # "databricks" is a whole URI. Other URIs with a scheme are servers or databases.
     if uri in REMOTE or ("://" in uri and not uri.startswith("file:")):
         return None

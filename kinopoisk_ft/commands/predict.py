@@ -88,7 +88,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UserError(
                 f"'{text}' is the name of a file, not a review; did you mean --input?",
                 where="the command line",
-                fix=f"kinopoisk-ft predict {args.model} --input {shlex.quote(text)}",
+                fix=shlex.join(["kinopoisk-ft", "predict", args.model, "--input", text]),
             )
     if args.output:
         if args.output.suffix not in (".jsonl", ".csv", ".parquet"):

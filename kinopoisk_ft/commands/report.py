@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from dataclasses import replace
@@ -151,7 +152,7 @@ def summarize_sweep(uri: str, parent: str) -> str:
     from kinopoisk_ft.reporting.summary import as_summary
     from kinopoisk_ft.tracking.store import absolute_uri, hide_password, open_store
 
-    locale, place = Locale("en"), f"--uri {hide_password(absolute_uri(uri))}"
+    locale, place = Locale("en"), f"--uri {shlex.quote(hide_password(absolute_uri(uri)))}"
     try:
         client = open_store(absolute_uri(uri))
         collected = collect(client, "", parent)

@@ -26,7 +26,6 @@ from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sweep import notes_folder
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
@@ -63,8 +62,13 @@ class Expected:
     seconds: float | None
 
 
-def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
-    """Return the forecast for each job, in order."""
+def forecast(jobs: Iterable[DictConfig], is_sweep: bool = True) -> list[Expected]:
+    """Return the forecast for each job, in order.
+
+    Args:
+        is_sweep: whether the jobs belong to a sweep. A single run always trains, even if an
+            identical run has finished.
+    """
     found = []
     seen: set[str] = set()
     for job in jobs:
@@ -72,7 +76,7 @@ def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
         identity = prepared.tags[IDENTITY]
         # Of two identical jobs, the second one uses the result of the first.
         is_known = identity in seen or find_finished(prepared, Path(job.hydra.sweep.dir))
-        is_finished = bool(is_known) and not job.rerun
+        is_finished = bool(is_known) and is_sweep and not job.rerun
         seen.add(identity)
         seconds = 0.0 if is_finished else estimate_seconds(prepared.cfg)
         found.append(Expected(prepared.label, is_finished, seconds))
@@ -98,15 +102,15 @@ def find_finished(prepared: Prepared, folder: Path) -> Result | None:
     """Return the result of an identical training run that has finished, or None.
 
     Args:
-        folder: folder to search for runs that the tracking store does not contain yet.
+        folder: folder whose event logs are searched, too.
     """
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
-    # Runs that ended while the store did not answer are only in the event logs.
-    found = tracker.find(wanted) or find_unsent(folder, wanted)
-    return Result.read(found[RESULT]) if found else None
+    found = tracker.find(wanted, folder)
+    # A store may have refused the tag with the result, and then the job trains again.
+    return Result.read(found[RESULT]) if found and RESULT in found else None
 
 
 def estimate_seconds(cfg: DictConfig) -> float | None:

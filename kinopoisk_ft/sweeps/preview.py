@@ -48,7 +48,7 @@ class Check(Callback):
         except UserError as error:
             _exit(error, 1)
         if is_dry:
-            _print_forecast([config])
+            _print_forecast([config], is_sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and check the jobs of a grid."""
@@ -105,11 +105,11 @@ def _describe_run(config: DictConfig) -> str:
     return f"{task} {approach} on {data}, seed {seed}, in {config.hydra.run.dir}"
 
 
-def _print_forecast(jobs: Sequence[DictConfig]) -> NoReturn:
+def _print_forecast(jobs: Sequence[DictConfig], is_sweep: bool = True) -> NoReturn:
     from kinopoisk_ft.sweeps.forecast import forecast, format_forecast
 
     try:
-        print(format_forecast(forecast(jobs)))
+        print(format_forecast(forecast(jobs, is_sweep)))
     except Exception as error:
         # Hydra wraps the errors of the objects that it creates.
         _exit(error.__cause__ if isinstance(error, InstantiationException) else error, 1)

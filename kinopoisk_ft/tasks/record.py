@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -163,7 +164,8 @@ def _describe_result(result: Result, data: DataSplit) -> str:
         result.warning,
     ]
     # Four spaces make the command a code block in Markdown.
-    command = f'    kinopoisk-ft predict {result.run_id or result.model_dir} "your text"'
+    model = shlex.quote(result.run_id or result.model_dir)
+    command = f'    kinopoisk-ft predict {model} "your text"'
     return f"{' '.join(filter(None, sentences))}\n\n{command}"
 
 

@@ -15,8 +15,12 @@ class Tracker:
     def __init__(self, *, uri: None, experiment: str) -> None:
         """Ignore the options, which only other trackers use."""
 
-    def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run with the given tags, or None."""
+    def find(self, tags: dict[str, str], folder: Path) -> dict[str, str] | None:
+        """Return all tags of the newest finished run with the given tags, or None.
+
+        Args:
+            folder: a folder whose event logs are searched, too, with its subfolders.
+        """
         return None
 
     def get_uri(self) -> str | None:
@@ -68,5 +72,9 @@ class Tracker:
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Record a model folder, and the Python file that serves the model."""
 
-    def finish(self, status: str) -> None:
-        """End the run with the status FINISHED, FAILED or KILLED."""
+    def finish(self, status: str, time: int | None = None) -> None:
+        """End the run with the status FINISHED, FAILED or KILLED.
+
+        Args:
+            time: when the run has ended, in ms since 1970; None means now.
+        """

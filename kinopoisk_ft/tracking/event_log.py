@@ -134,6 +134,11 @@ class EventLog:
         return tags
 
     @property
+    def last_time(self) -> int:
+        """Return the time of the last event. If the process died, nobody knows its end better."""
+        return max(int(event["time"]) for event in self.events)
+
+    @property
     def status(self) -> str | None:
         """Return the final status of the run, or None if no end is recorded."""
         # Only `finish` has a status, so a run that was reopened after its end has none.
@@ -145,7 +150,7 @@ class EventLog:
 
         Args:
             patience: seconds to wait for the lock.
-            needs_lock: whether to raise OSError if the file system has no locks.
+            needs_lock: whether to raise OSError if the log cannot be locked.
 
         Raises:
             UserError: another process is writing or sending this log.
@@ -162,7 +167,7 @@ class EventLog:
                 fix="wait until that process ends, or choose another output_dir",
             ) from error
         except OSError as error:
-            if needs_lock and lacks_locks(error):
+            if needs_lock:
                 raise
             # Without a descriptor, the events stay in memory, and training continues.
             self._warn(error)
@@ -183,7 +188,7 @@ class EventLog:
         """Append an event. A full disk only causes a warning."""
         with self._mutex:
             now = int(time.time() * 1000)
-            # The command `sync` passes the time of the last event for a run whose process died.
+            # `fields` contains another time if the process of the run has died.
             self.events.append({"seq": self.seq + 1, "time": now, "verb": verb} | fields)
             self._write()
 
@@ -227,10 +232,7 @@ class EventLog:
         return sum(event["seq"] > self.state.seq for event in self.events[self._written :])
 
     def save_state(self) -> None:
-        """Write `state` to disk, and ignore errors.
-
-        If the file is out of date, a later process sends some events again, which is harmless.
-        """
+        """Write `state` to disk. If this fails, events are sent again later, which is harmless."""
         try:
             write_atomically(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
         except OSError as error:

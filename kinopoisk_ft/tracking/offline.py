@@ -6,6 +6,7 @@ import getpass
 import itertools
 import logging
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class OfflineTracker(Tracker):
         self._monitor: Any = None
         self._recorded: set[tuple[str, int]] = set()
         self._has_artifacts = False
+
+    def find(self, tags: dict[str, str], folder: Path) -> dict[str, str] | None:
+        return find_recorded(folder, tags)
 
     def start(
         self,
@@ -152,9 +156,9 @@ class OfflineTracker(Tracker):
             if self.register is not None:
                 self._log.append("register", name=self.register)
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, time: int | None = None) -> None:
         self._stop_monitor()
-        self._log.append("finish", status=status)
+        self._log.append("finish", status=status, **({} if time is None else {"time": time}))
         self._send_rest(status)
         if lost := self._log.count_lost():
             log.error("%d events are lost: the disk is full and no MLflow store has them", lost)
@@ -232,20 +236,22 @@ def resolve_path(text: str, folder: Path) -> Path:
 
 def sync_command(folder: Path) -> str:
     """Return the command that sends the runs in a folder to MLflow."""
-    return f"kinopoisk-ft sync {folder}"
+    return f"kinopoisk-ft sync {shlex.quote(str(folder))}"
 
 
-def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
-    """Return the tags of the newest finished run with unsent events, or None.
+def find_recorded(
+    folder: Path, wanted: dict[str, str], only_unsent: bool = False
+) -> dict[str, str] | None:
+    """Return the tags of the newest finished run in the event logs of a folder, or None.
 
     Args:
         folder: the folder to search, with its subfolders.
         wanted: tags that the run must have.
+        only_unsent: whether to leave out runs of which a store has all events.
     """
     for one in reversed(find_logs(folder, below=True)):
-        # Runs without unsent events are already in the store, where `Tracker.find` finds them.
-        is_unsent = one.state.seq < one.seq
-        if is_unsent and one.status == "FINISHED" and wanted.items() <= one.tags.items():
+        is_candidate = one.state.seq < one.seq or not only_unsent
+        if is_candidate and one.status == "FINISHED" and wanted.items() <= one.tags.items():
             return one.tags
     return None
 
@@ -263,7 +269,7 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
         if one.status is None and resumed not in one.ids:
             # The log already contains the name, the params and the tags of the run.
             tracker.start(one.id, {}, {}, resume=one.local_id, folder=folder)
-            tracker.finish("KILLED")
+            tracker.finish("KILLED", one.last_time)
 
 
 def _find_log(folder: Path, run_id: str) -> EventLog | None:

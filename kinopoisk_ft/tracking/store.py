@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow.store.db.utils as mlflow_db
 import sqlalchemy
-from mlflow.entities import LifecycleStage
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
@@ -72,14 +73,27 @@ def hide_password(uri: str) -> str:
 
 def default_uri() -> str:
     """Return $MLFLOW_TRACKING_URI, by default the URI of ./mlflow.db."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or build_sqlite_uri(Path.cwd() / "mlflow.db")
+
+
+def build_sqlite_uri(file: Path) -> str:
+    """Return the URI of an SQLite store."""
+    plain = f"{SQLITE}{file}"
+    # From version 2.1 on, SQLAlchemy decodes the path of a URI, such as %20 in a folder name.
+    return plain if get_database_file(plain) == file else f"{SQLITE}{quote(str(file))}"
+
+
+def get_database_file(uri: str) -> Path:
+    """Return the file of an SQLite store."""
+    return Path(make_url(uri).database or "")
 
 
 def absolute_uri(uri: str | None) -> str:
     """Make the SQLite path in a store URI absolute; if the URI is None, use `default_uri()`."""
     uri = uri or default_uri()
     if uri.startswith(SQLITE):
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+        path, mark, query = uri.partition("?")
+        return build_sqlite_uri(get_database_file(path).absolute()) + mark + query
     return uri
 
 
@@ -127,13 +141,39 @@ def open_experiment(uri: str, experiment: str, artifacts: str | None) -> tuple[M
         UnreachableError: the store does not answer now.
         UserError: the store cannot be opened, or the experiment is deleted.
     """
-    for name, value in HTTP_LIMITS.items():
-        os.environ.setdefault(name, value)
+    _limit_requests()
     if uri.startswith(SQLITE):
-        artifacts = artifacts or (_get_file(uri).parent / "mlartifacts").as_uri()
+        artifacts = artifacts or (get_database_file(uri).parent / "mlartifacts").as_uri()
     with _explain_errors(uri), _hold_database(uri):
         client = MlflowClient(tracking_uri=uri)
         return client, _open_experiment(client, experiment, artifacts, uri)
+
+
+def find_experiment(uri: str, name: str) -> tuple[MlflowClient, str] | None:
+    """Open a store and an experiment for reading, or return None if one of them does not exist.
+
+    Args:
+        uri: the URI of the store, from `absolute_uri`.
+
+    Raises:
+        UnreachableError: the store does not answer now.
+        UserError: the store cannot be opened, or the experiment is deleted.
+    """
+    _limit_requests()
+    with _explain_errors(uri):
+        if uri.startswith(SQLITE):
+            if not get_database_file(uri).is_file():
+                return None
+            try:
+                check_database(uri)
+            except UnfinishedError:
+                return None
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        _check_active(found, uri)
+        return client, str(found.experiment_id)
 
 
 def ensure_store(uri: str) -> None:
@@ -144,6 +184,11 @@ def ensure_store(uri: str) -> None:
     """
     with _explain_errors(uri), _hold_database(uri):
         pass
+
+
+def _limit_requests() -> None:
+    for name, value in HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -171,15 +216,11 @@ def _hold_database(uri: str) -> Iterator[None]:
     if not uri.startswith(SQLITE):
         yield
         return
-    file = _get_file(uri)
+    file = get_database_file(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     with make_lock(Path(f"{file}.lock")):
         _ensure_database(uri, file)
         yield
-
-
-def _get_file(uri: str) -> Path:
-    return Path(make_url(uri).database or "")
 
 
 def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri: str) -> str:
@@ -192,13 +233,7 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    if found.lifecycle_stage != LifecycleStage.ACTIVE:
-        restore = restore_command(uri, "experiments", found.experiment_id)
-        raise UserError(
-            f"the experiment '{name}' has been deleted, so no run can be added to it",
-            where=f"tracking.uri={hide_password(uri)}",
-            fix=f"restore it: {restore}; or choose another name: tracking.experiment=<name>",
-        )
+    _check_active(found, uri)
     for key, value in EXPERIMENT_TAGS.items():
         # MLflow's UI guesses the kind of an experiment without this tag, for example
         # "genai_development_inferred".
@@ -207,10 +242,21 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
     return str(found.experiment_id)
 
 
+def _check_active(experiment: Experiment, uri: str) -> None:
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        restore = restore_command(uri, "experiments", experiment.experiment_id)
+        raise UserError(
+            f"the experiment '{experiment.name}' has been deleted, so no run can be added to it",
+            where=f"tracking.uri={hide_password(uri)}",
+            fix=f"restore it: {restore}; or choose another name: tracking.experiment=<name>",
+        )
+
+
 def _check_folder(uri: str) -> None:
     folder = Path(local_file_uri_to_path(uri))
     if folder.is_file():
-        fix = f"if it is an SQLite database, pass --uri sqlite:///{folder.absolute()}"
+        found = build_sqlite_uri(folder.absolute())
+        fix = f"if it is an SQLite database, pass --uri {shlex.quote(found)}"
         raise UserError("this is the path of a file, not the URI of a store", where=uri, fix=fix)
     if not any(folder.glob("*/meta.yaml")):
         raise UserError("the MLflow store does not exist", where=uri, fix=FIX_MISSING)
@@ -242,7 +288,7 @@ def _ensure_database(uri: str, file: Path) -> None:
 def _create_database(file: Path) -> None:
     # MLflow creates the tables without a transaction, so a killed process leaves a partial file.
     part = temporary_path(file)
-    engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{part}")
+    engine = mlflow_db.create_sqlalchemy_engine(build_sqlite_uri(part))
     # One fsync at the end, instead of one per statement, halves the time.
     sqlalchemy.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import mlflow
@@ -89,8 +90,8 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
             f"the store was written by another MLflow version: its schema is {found}, "
             f"but MLflow {mlflow.__version__} reads {expected}",
             where=where,
-            fix=f"back up the store and run mlflow db upgrade {where}, or install the MLflow "
-            "version that wrote it"
+            fix=f"back up the store and run mlflow db upgrade {shlex.quote(where)}, or install the "
+            "MLflow version that wrote it"
             if found in revisions
             else "install the MLflow version that wrote the store, which is newer than this one",
         )

@@ -14,7 +14,7 @@ from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, find_logs
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.replay import Replay, Target
-from kinopoisk_ft.tracking.store import hide_password
+from kinopoisk_ft.tracking.store import SQLITE, get_database_file, hide_password
 from kinopoisk_ft.tracking.store_schema import DATABASES, REMOTE
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
@@ -103,8 +103,8 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
             )
         uri = own
     # The database may be on another machine, where the run took place.
-    elif uri is None and own and own.startswith("sqlite:///"):
-        uri = own if Path(own.removeprefix("sqlite:///")).is_file() else None
+    elif uri is None and own and own.startswith(SQLITE):
+        uri = own if get_database_file(own).is_file() else None
     # An artifact location is valid only for the store and the machine for which it was chosen.
     artifacts = start.get("artifacts") if uri == own and is_from_here else None
     return Target(uri, experiment or start["experiment"], artifacts)
@@ -121,15 +121,13 @@ def _sync(log: EventLog, name: str, target: Target, has_files: bool, died_as: st
             "not sent",
             f"{name}: it may still be running, because its folder cannot be locked: {error}\n"
             "  to do: wait for its end. If its process died, repeat its command, or copy the "
-            "folder to a local disk and send the copy",
+            "folder to a local disk where you may write, and send the copy",
         )
     try:
         # This process has the lock, so a log without an end belongs to a process that died.
         died = log.status is None
         if died:
-            # Nobody knows when the process died, but it lived until its last event.
-            last = max(event["time"] for event in log.events)
-            log.append("finish", status=died_as, time=last)
+            log.append("finish", status=died_as, time=log.last_time)
         before = (log.state.uri, log.state.seq)
         replay = Replay(log, target, has_files)
         _send(replay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -191,6 +192,11 @@ class Server:
 class _Silent(WSGIRequestHandler):
     def log(self, *_: Any) -> None:
         """Log nothing."""
+
+
+def refuse_access(*_: object, **__: object) -> None:
+    """Raise the error of a file of another user, which root would not get."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.lock")
 
 
 def is_sent(run: OfflineTracker) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from composing import compose_config
 from hydra.utils import instantiate
-from sweeping import DATA, SMALL
+from sweeping import DATA, SMALL, write_reviews
 from sweeping import _here as _here
 from sweeping import place as place
 
@@ -22,6 +23,7 @@ from kinopoisk_ft.commands import report
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.sweeps import forecast
 from kinopoisk_ft.sweeps.forecast import Expected, count_flops, count_tokens, format_forecast
+from kinopoisk_ft.tracking.store import absolute_uri, open_experiment
 
 # The fixture `_here` replaces this function, because it takes seconds.
 SUMMARIZE = report.summarize_sweep
@@ -70,7 +72,26 @@ def test_a_dry_run_lists_the_jobs_and_trains_nothing(
     assert not (place / "dry").exists()
     assert run("model=tfidf", "output_dir=dry", "dry_run=true", "rerun=true") == 0
     assert read_rows(capsys.readouterr().out) == {"tfidf": (1, 0)}
+    # Only a sweep skips finished runs.
+    assert run("model=tfidf", "output_dir=dry", "dry_run=true", "seed=0") == 0
+    assert read_rows(capsys.readouterr().out) == {"tfidf": (1, 0)}
     assert not (place / "dry").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_reviews(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run("-m", "model=tfidf", "output_dir=dry", "dry_run=true") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["reviews.jsonl"]
+    client, _ = open_experiment(absolute_uri(None), "another", None)
+    assert run("-m", "model=tfidf", "output_dir=dry", "dry_run=true") == 0
+    assert client.get_experiment_by_name("kinopoisk_ft") is None
+
+
+def test_the_commands_of_a_summary_find_a_store_with_any_name(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'my films'}/mlflow.db"
+    for line in SUMMARIZE(uri, "1a2b").splitlines()[-2:]:
+        assert shlex.split(line)[-2:] == ["--uri", uri]
 
 
 def test_a_dry_run_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tracked import URI, FakeStore, read_unchecked, tracker, use
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.event_log import EventLog
-from kinopoisk_ft.tracking.offline import portable_path, resolve_path
+from kinopoisk_ft.tracking.offline import portable_path, resolve_path, sync_command
 
 
 def test_events_are_numbered_and_an_incomplete_line_is_removed(tmp_path: Path) -> None:
@@ -98,6 +99,11 @@ def test_a_log_without_checksums_is_read(tmp_path: Path) -> None:
     log.close()
     log.file.write_text(read_unchecked(log.file))
     assert EventLog(log.file).events == log.events
+
+
+def test_the_printed_command_finds_a_folder_with_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "мой $HOME"
+    assert shlex.split(sync_command(folder)) == ["kinopoisk-ft", "sync", str(folder)]
 
 
 def test_one_process_writes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tracked import Server, hurry, is_sent, record, tracker, wait_for
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking import mlflow as mlflow_module
+from kinopoisk_ft.tracking.store import open_experiment
 
 
 def logged(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -93,11 +94,11 @@ def test_a_database_that_is_locked_at_the_start(
     uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """SQLite gives up after five seconds."""
-    tracker(uri, experiment="late").find({"any": "tag"})
+    open_experiment(uri, "late", None)
     with sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
         run = tracker(uri, experiment="late")
-        assert run.find({"any": "tag"}) is None
+        assert run.find({"any": "tag"}, tmp_path) is None
         run_id = record(run, tmp_path)
         database.execute("ROLLBACK")
     database.close()
@@ -122,7 +123,7 @@ def test_a_server_that_fails_in_every_way(
     try:
         server.mode = "500"
         run = tracker(server.url, experiment="server")
-        assert run.find({"any": "tag"}) is None
+        assert run.find({"any": "tag"}, tmp_path) is None
         run_id = run.start("one", {"a": 1}, {}, folder=tmp_path / "out")
         assert run_id.startswith("offline-")
         run.tags({"result": f'{{"run_id": "{run_id}"}}'})

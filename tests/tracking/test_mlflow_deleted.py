@@ -41,7 +41,7 @@ def test_a_deleted_experiment_says_how_to_restore_it(
     assert "tracking.experiment=" in str(caught.value.fix)
     assert not [*tmp_path.rglob("*.jsonl")]
     with pytest.raises(UserError, match="'gone' has been deleted"):
-        run.find({"any": "tag"})
+        run.find({"any": "tag"}, tmp_path)
     assert report(["--uri", uri, "--experiment", "gone"]) == 1
     assert command in capsys.readouterr().err
 

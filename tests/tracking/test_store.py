@@ -20,7 +20,13 @@ from store_template import create_tables
 from kinopoisk_ft.checks.store_check import check_store as check_store
 from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.store import open_experiment
+from kinopoisk_ft.tracking.store import (
+    absolute_uri,
+    find_experiment,
+    get_database_file,
+    open_experiment,
+    open_store,
+)
 from kinopoisk_ft.tracking.store_schema import UnfinishedError, check_database
 
 
@@ -227,3 +233,40 @@ def test_experiments_are_marked_as_training(tmp_path: Path) -> None:
 def test_sqlite_needs_locks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"to do: SQLite needs a file system with locks: .*server"):
         open_experiment(address(tmp_path), "e", None)
+
+
+@pytest.mark.parametrize("name", ["my%20project", "мои фильмы", "a?b", "100%"])
+def test_a_folder_may_have_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    uri = absolute_uri(None)
+    client, experiment = open_experiment(uri, "e", None)
+    run_id = client.create_run(experiment).info.run_id
+    # MLflow also creates an empty folder whose name is encoded as in the URI.
+    assert [file.parent.name for file in tmp_path.rglob("mlflow.db")] == [name]
+    assert get_database_file(uri) == Path("mlflow.db").absolute()
+    assert absolute_uri(uri) == uri
+    assert open_store(uri).get_run(run_id).info.run_id == run_id
+
+
+def test_the_options_of_a_uri_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'a.db'}?timeout=60"
+    assert absolute_uri("sqlite:///a.db?timeout=60") == absolute_uri(uri) == uri
+
+
+def test_an_experiment_is_found_without_creating_anything(tmp_path: Path) -> None:
+    uri = address(tmp_path)
+    assert find_experiment(uri, "e") is None
+    assert [*tmp_path.iterdir()] == []
+    _, experiment = open_experiment(uri, "e", None)
+    found = find_experiment(uri, "e")
+    assert found is not None
+    assert found[1] == experiment
+    assert find_experiment(uri, "another") is None
+    (tmp_path / "new").mkdir()
+    half_created(tmp_path / "new", 8)
+    assert find_experiment(address(tmp_path / "new"), "e") is None

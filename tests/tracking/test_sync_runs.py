@@ -19,13 +19,14 @@ from syncing import _here as _here
 from syncing import client as client
 from syncing import place as place
 from syncing import runs_of
-from tracked import URI, FakeStore, offline, use
+from tracked import URI, FakeStore, offline, refuse_access, use
 
 from kinopoisk_ft import cli
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.mlflow_names import from_mlflow
+from kinopoisk_ft.tracking.offline import find_recorded
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
 BERT = [
@@ -121,10 +122,10 @@ def test_an_offline_sweep_skips_and_is_sent_with_its_parent(
     assert parents == [None, first, None, second, second]
     assert found[3].data.tags["kinopoisk_ft.same_as"] == found[1].info.run_id
     assert {one.seed for one in collect(client, "swept", second).runs} == {"0", "1"}
-    # The store now has the finished runs.
-    args[2] = "tracking=mlflow"
-    assert run(*args, "seed=0,1") == 0
-    assert "jobs: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out
+    # The store now has the finished runs, and the folder still has them.
+    for args[2] in ("tracking=mlflow", "tracking=offline"):
+        assert run(*args, "seed=0,1") == 0
+        assert "jobs: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -167,6 +168,20 @@ def test_without_locks_only_a_finished_run_is_sent(
     assert store.values() == [("loss", 1, 1.0)]
 
 
+def test_a_run_in_progress_of_another_user_is_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FakeStore()
+    use(monkeypatch, store)
+    running = offline()
+    running.start("one", {}, {}, folder=tmp_path)
+    before = recorded_events(tmp_path)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse_access)
+    assert sync.main([str(tmp_path), "--uri", URI]) == 1
+    assert "may still be running, because its folder cannot be locked" in capsys.readouterr().err
+    assert (recorded_events(tmp_path), store.runs) == (before, {})
+
+
 def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +208,26 @@ def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
     assert found.info.status == "FINISHED"
     history = client.get_metric_history(found.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_run_that_was_sent_is_still_found_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, FakeStore())
+    run = offline()
+    run.start("one", {}, {"a": "b"}, folder=tmp_path / "0")
+    run.finish("FINISHED")
+    for tags, expected in (({"a": "b"}, "b"), ({"a": "c"}, None)):
+        found = [(find(tags, tmp_path) or {}).get("a") for find in (offline().find, _find_unsent)]
+        assert found == [expected] * 2
+    assert sync.main([str(tmp_path), "--uri", URI]) == 0
+    assert (offline().find({"a": "b"}, tmp_path) or {})["a"] == "b"
+    # The store has the run, unless the user has deleted it there.
+    assert _find_unsent({"a": "b"}, tmp_path) is None
+
+
+def _find_unsent(tags: dict[str, str], folder: Path) -> dict[str, str] | None:
+    return find_recorded(folder, tags, only_unsent=True)
 
 
 @pytest.mark.parametrize("had_parent", [True, False])

@@ -15,7 +15,7 @@ from tracked import offline, read_unchecked
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.event_log import find_logs
-from kinopoisk_ft.tracking.offline import find_unsent
+from kinopoisk_ft.tracking.offline import find_recorded
 
 
 def test_a_hostile_log_cannot_send_files_outside_its_folder(
@@ -71,7 +71,7 @@ def test_damaged_lines_are_reported_and_the_rest_is_sent(
     assert again.start("one", {}, {}, resume=run_id, folder=tmp_path) == run_id
     again.metrics({"loss": 1.0}, 1)
     again.finish("FINISHED")
-    found = find_unsent(tmp_path, {"a": "b"})
+    found = find_recorded(tmp_path, {"a": "b"})
     assert found is not None
     assert found["a"] == "b"
     assert sync.main([str(tmp_path)]) == 0

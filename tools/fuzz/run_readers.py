@@ -22,7 +22,7 @@ def event_logs(home: Path) -> Check:
 
     from kinopoisk_ft.tracking import delivery
     from kinopoisk_ft.tracking.event_log import EventLog, find_logs
-    from kinopoisk_ft.tracking.offline import find_unsent
+    from kinopoisk_ft.tracking.offline import find_recorded
     from kinopoisk_ft.tracking.sync_runs import sync_folders
 
     for name in ("PAUSE", "MAX_PAUSE", "INTERVAL"):
@@ -70,7 +70,7 @@ def event_logs(home: Path) -> Check:
         untouched = [json.loads(line)["seq"] for line in whole if line in lines]
         last = max(numbers, default=0)
         assert last > len(whole) or numbers >= {*untouched}, (numbers, untouched)
-        find_unsent(folder, {})
+        find_recorded(folder, {})
         sent += 1
         if sent % 8:
             return
