@@ -85,3 +85,7 @@ def import_extra(module: str, extra: str) -> Any:
 
 class RunError(Exception):
     """Raised when a job has failed and has already printed its error message."""
+
+
+class LostJobError(RunError):
+    """Raised when the process of a job was killed, so that the same command resumes the job."""

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 
 from kinopoisk_ft.config.prepared import Job, Prepared
 from kinopoisk_ft.config.validate import OUTPUT_KEYS
-from kinopoisk_ft.errors import RunError, UserError
+from kinopoisk_ft.errors import LostJobError, UserError
 from kinopoisk_ft.files import make_lock, write_atomically
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
@@ -149,9 +149,8 @@ def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
     ).write(job.sweep_dir)  # fmt: skip
     name = f"{prepared.label}, seed {prepared.tags['seed']}"
     # The outcomes include jobs that other processes run at the same time.
-    took = {o.job: o.seconds for o in read_outcomes(job.sweep_dir) if o.seconds is not None}
-    same_as = result.run_id if is_skipped else ""
-    print(format_job(job.number, name, score, seconds, expected, took, same_as), flush=True)
+    found, same_as = read_outcomes(job.sweep_dir), result.run_id if is_skipped else ""
+    print(format_job(job.number, name, score, seconds, expected, found, same_as), flush=True)
     if result.warning:
         # The first sentence is enough here; run.log contains the whole message.
         log.info("%s", result.warning)
@@ -185,7 +184,7 @@ def _record_lost(sweep_dir: Path, job: int, overrides: Sequence[str], message: s
         Outcome(job, "unfinished", own, message=message).write(sweep_dir)
     lost = JobReturn(status=JobStatus.FAILED, overrides=overrides)
     # Hydra's own sweeper raises this error when it reads the results.
-    lost.return_value = RunError()
+    lost.return_value = LostJobError()
     return lost
 
 
@@ -208,7 +207,7 @@ def format_job(
     score: float | None,
     seconds: float,
     expected: Sequence[Expected],
-    took: dict[int, float],
+    outcomes: Sequence[Outcome],
     same_as: str = "",
 ) -> str:
     """Return a line such as "3/5 bert + lora, seed 0: F1 0.921 in 50 s, about 2 min left".
@@ -216,21 +215,26 @@ def format_job(
     Args:
         number: number of the job, from 0.
         seconds: how long this job took.
-        took: {number: seconds} of all jobs that have ended. These times correct the forecast.
+        outcomes: all outcomes so far. The times that jobs took correct the forecast.
         same_as: id of the earlier run whose result the job uses; "" if the job was not skipped.
     """
     text = f"{number_job(number, expected)} {name}: "
     text += "finished" if score is None else f"test {HEADLINE} {score:.3f}"
     text += f" (skipped: identical to run {same_as})" if same_as else f" in {format_time(seconds)}"
-    left = [one for i, one in enumerate(expected) if i not in took]
+    running = {one.job for one in outcomes if one.status == "unfinished"}
+    ended = {one.job for one in outcomes} - running
+    left = [one for i, one in enumerate(expected) if i not in ended]
     guess = sum_seconds(left)
+    took = {one.job: one.seconds for one in outcomes if one.seconds is not None}
     # Jobs whose results already existed say nothing about the speed.
     trained = {i: expected[i].seconds or 0.0 for i in took if i < len(expected)}
     trained = {i: value for i, value in trained.items() if value}
     if left and guess and trained:
         # Ratio of measured to expected time, which corrects the forecast for the other jobs.
         speed = sum(took[i] for i in trained) / sum(trained.values())
-        text += f", about {format_time(guess * speed)} left"
+        # The next job takes the place of the job that has just ended.
+        at_once = min(len(running) + 1, len(left))
+        text += f", about {format_time(guess * speed / at_once)} left"
     return text
 
 

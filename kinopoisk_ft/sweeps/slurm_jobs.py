@@ -115,8 +115,9 @@ def _check_cluster(folder: Path) -> None:
             where="hydra/launcher=slurm",
             fix="start the sweep on a machine of the cluster, or use hydra/launcher=joblib",
         )
-    # submitit has created a folder for each earlier job, with the id of the job as its name.
-    earlier = {path.name for path in folder.glob("*")}
+    # submitit has created a folder for each earlier job, with the id of the job as its name. A job
+    # that has written its result only has to exit, which takes Slurm some seconds.
+    earlier = {path.name for path in folder.glob("*") if not any(path.glob("*_result.pkl"))}
     running = [job for job, state in read_states().items() if job in earlier and state not in ENDED]
     if running:
         raise UserError(

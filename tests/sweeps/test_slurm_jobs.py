@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import LostJobError, UserError
 from kinopoisk_ft.sweeps import slurm_jobs
 from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost_jobs
 
@@ -22,7 +22,9 @@ FOLDER = ".submitit"
 def make_job(folder: Path, number: str) -> Any:
     place = folder / FOLDER / number
     place.mkdir(parents=True)
-    paths = SimpleNamespace(result_pickle=place / "result.pkl", stdout=place / "log.out")
+    paths = SimpleNamespace(
+        result_pickle=place / f"{number}_0_result.pkl", stdout=place / "log.out"
+    )
     return SimpleNamespace(job_id=number, paths=paths)
 
 
@@ -83,6 +85,12 @@ def test_no_second_job_starts_in_the_folder_of_a_running_one(
     with pytest.raises(UserError, match="still running or waiting: 5_0") as error:
         slurm_jobs._check_cluster(tmp_path / FOLDER)
     assert "scancel 5_0" in str(error.value)
+    # The next batch of a search starts while the processes of the last one exit.
+    for number, state in (("7_0", "RUNNING"), ("7_1", "COMPLETING")):
+        job = make_job(tmp_path, number)
+        job.paths.result_pickle.touch()
+        answer(monkeypatch, {number: state})
+        slurm_jobs._check_cluster(tmp_path / FOLDER)
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(UserError, match="not part of a Slurm cluster"):
         slurm_jobs._check_cluster(tmp_path)
@@ -131,6 +139,8 @@ def test_a_lost_job_is_in_the_table_even_if_it_never_started(tmp_path: Path) -> 
     overrides = [[f"seed={job}", "output_dir=out"] for job in range(4)]
     found = record_lost_jobs(tmp_path, [*["CANCELLED"] * 3, done], overrides, 0)
     assert [one.status for one in found[:3]] == [JobStatus.FAILED] * 3
+    with pytest.raises(LostJobError):
+        assert found[0].return_value
     assert found[3] is done
     assert read_outcomes(tmp_path) == [
         Outcome(0, "unfinished", ["seed=0"], message="CANCELLED"),
