@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +20,7 @@ from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.prepared import ADDED, flatten, get_overrides, list_differences
 from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import make_lock, write_atomically
+from kinopoisk_ft.files import lacks_locks, make_lock, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +55,9 @@ class RunFolder:
         """Lock the folder, because two processes would delete each other's checkpoints.
 
         Raises:
-            UserError: another process has locked the folder.
+            UserError: another process has locked the folder, or the lock file cannot be written.
         """
-        lock = make_lock(self.file.with_name(LOCK_FILE))
-        try:
-            lock.acquire(timeout=LOCK_TIMEOUT)
-        except Timeout as error:
-            raise UserError(
-                "another process is using this output folder",
-                where=str(self.file.parent),
-                fix="wait until that process ends, or choose another output_dir",
-            ) from error
-        # Some file systems have no locks, and then filelock raises this error.
-        except OSError as error:
-            log.warning(
-                "the output folder cannot be locked; make sure that no other process uses it: %s",
-                error,
-            )
+        lock = lock_folder(self.file.parent, self.file.with_name(LOCK_FILE))
         try:
             yield
         finally:
@@ -124,6 +110,50 @@ class RunFolder:
         # second copy of the trained weights in `model`.
         for file in self.folder.glob("best-*"):
             file.unlink(missing_ok=True)
+
+
+def lock_folder(folder: Path, file: Path) -> FileLock:
+    """Lock an output folder, and return the lock.
+
+    Args:
+        file: the file that is locked.
+
+    Raises:
+        UserError: another process has locked the folder, or the lock file cannot be written.
+    """
+    lock = make_lock(file)
+    try:
+        lock.acquire(timeout=LOCK_TIMEOUT)
+    except Timeout as error:
+        raise UserError(
+            "another process is using this output folder",
+            where=str(folder),
+            fix="wait until that process ends, or choose another output_dir",
+        ) from error
+    except OSError as error:
+        # The file may belong to another user, whose run must not be disturbed.
+        if not lacks_locks(error):
+            raise UserError(
+                f"the output folder cannot be locked: {error.strerror or error}",
+                where=str(file),
+                fix="choose another output_dir in a writable folder",
+            ) from error
+        log.warning(
+            "the output folder cannot be locked; make sure that no other process uses it: %s", error
+        )
+    return lock
+
+
+def discard_unfinished(sweep_dir: Path) -> None:
+    """Delete the checkpoints of unfinished runs in the numbered job folders of a sweep.
+
+    Raises:
+        UserError: another process is using the folder of a job.
+    """
+    for file in sweep_dir.glob(f"[0-9]*/{UNFINISHED}"):
+        run = RunFolder(file.parent, {})
+        with run.lock():
+            run.mark_finished()
 
 
 def read_seed(out_dir: Path, resume: str) -> int | None:

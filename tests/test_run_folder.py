@@ -11,6 +11,7 @@ import pytest
 from composing import compose_config, plain
 from places import SAVED
 from safetensors import SafetensorError
+from tracked import refuse_access
 
 from kinopoisk_ft import run_folder
 from kinopoisk_ft.cli import main
@@ -91,6 +92,15 @@ def test_a_run_continues_if_files_cannot_be_locked(
     assert "test_f1_weighted" in {key for e in log.events for key in e.get("values", ())}
     # A soft lock would remain after the death of a process.
     assert not [file for file in tmp_path.rglob("*.lock") if file.stat().st_size]
+
+
+def test_the_lock_of_another_user_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse_access)
+    message = "the output folder cannot be locked: Permission denied"
+    with pytest.raises(UserError, match=message), RunFolder(tmp_path, CONFIG).lock():
+        pass
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "run_folder": {"config"},
     "provenance": set(),
     "prefix_cache": {"data", "models", "training", "tracking"},
-    "search": {"config", "provenance", "statistics", "training", "tracking"},
+    "search": {"config", "provenance", "run_folder", "statistics", "training", "tracking"},
     "reporting": {"config", "search", "statistics", "tracking"},
     "serving": {"config", "data", "models", "training", "tracking"},
     "checks": {"ops", "provenance", "training", "tracking"},

@@ -22,6 +22,8 @@ from kinopoisk_ft.training.distributed import torchrun
 KEYS_WITHOUT_EFFECT = {
     "dry_run", "output_dir", "rerun", "result_json", "resume", "tracking", "tuning_trials",
 }  # fmt: skip
+# The same for options of the group trainer.
+TRAINER_KEYS_WITHOUT_EFFECT = {"checkpoint_every", "process_timeout"}
 # conf/train.yaml, the config file that composes all groups.
 MAIN_CONFIG = "train"
 
@@ -45,6 +47,13 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
     processes = torchrun.world_size()
     start = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
     return shlex.join([*start, "-m", "kinopoisk_ft", *_build_config_flags(hydra), *overrides])
+
+
+def keep_effective(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without the keys that do not change the result of a run."""
+    kept = {key: value for key, value in config.items() if key not in KEYS_WITHOUT_EFFECT}
+    trainer = kept["trainer"].items()
+    return kept | {"trainer": {k: v for k, v in trainer if k not in TRAINER_KEYS_WITHOUT_EFFECT}}
 
 
 def read_environment_values(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:

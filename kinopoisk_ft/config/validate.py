@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, build_command, read_environment_values
+from kinopoisk_ft.config.command import build_command, keep_effective, read_environment_values
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Job, Prepared, flatten, get_overrides
 from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
@@ -67,9 +67,7 @@ def prepare(cfg: DictConfig, resumed_seed: int | None = None) -> Prepared:
     OmegaConf.set_readonly(resolved, True)
     job = get_job()
     choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra" not in k}
-    # The identity must not depend on where the results are written.
-    relevant = {k: v for k, v in plain.items() if k not in KEYS_WITHOUT_EFFECT}
-    identity = compute_identity(relevant, choices)
+    identity = compute_identity(keep_effective(plain), choices)
     fixed = {**read_environment_values(cfg, plain), "seed": plain["seed"]}
     command = build_command(hydra, fixed)
     return Prepared(

@@ -10,7 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, format_override
 from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.files import write_atomically
 
@@ -66,7 +66,7 @@ def format_command(trial: DictConfig, folder: Path) -> str:
     args = ["--config-dir", *(folders or [str(folder)]), "experiment=best"]
     # Hydra accepts only one --config-dir, so best.yaml must be on the search path.
     if folders:
-        args.append(f"hydra.searchpath=[file://{folder.absolute()}]")
+        args.append(format_override("hydra.searchpath", [f"file://{folder.absolute()}"]))
     # Repeat deletions of keys, because an experiment file can only change values.
     args += [o for o in get_overrides(trial.hydra) if o.startswith("~")]
     return shlex.join(["python", "-m", "kinopoisk_ft", *args])

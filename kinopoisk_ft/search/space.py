@@ -81,14 +81,15 @@ def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDist
             range.
     """
     found: dict[str, BaseDistribution] = {}
+    searched = {override.key_or_group for override in [*search.declared, *search.asked]}
     for override in search.declared:
-        why = _explain_unsearchable(override, base)
+        why = _explain_unsearchable(override, base, searched)
         if why is None:
             found[override.key_or_group] = build_distribution(override, base)
         else:
             log.info("not searched: %s, because %s", override.key_or_group, why)
     for override in search.asked:
-        why = _explain_unsearchable(override, base)
+        why = _explain_unsearchable(override, base, searched)
         if why is not None:
             known = [*flatten(OmegaConf.to_container(base)), *base.hydra.runtime.choices]
             raise UserError(
@@ -181,7 +182,7 @@ def _is_searchable(key: str) -> bool:
     return key.startswith(SEARCHED) and key not in COMPARED
 
 
-def _explain_unsearchable(override: Override, base: DictConfig) -> str | None:
+def _explain_unsearchable(override: Override, base: DictConfig, searched: set[str]) -> str | None:
     key = override.key_or_group
     if not _is_searchable(key):
         return "it decides where results are written, or which reviews and scores are compared"
@@ -189,6 +190,8 @@ def _explain_unsearchable(override: Override, base: DictConfig) -> str | None:
     if now is ABSENT:
         return "the selected model, adapter and trainer have no such key"
     # By default, trainer.lr is ${adapter.lr}. With any other value, adapter.lr has no effect.
+    if key == "adapter.lr" and "trainer.lr" in searched:
+        return "trainer.lr has a range, which replaces it"
     if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
         return "trainer.lr does not refer to it in this config"
     if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):

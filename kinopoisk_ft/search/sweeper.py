@@ -14,9 +14,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
+from kinopoisk_ft.config.command import keep_effective
 from kinopoisk_ft.config.prepared import Prepared, flatten
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import LostJobError, UserError
+from kinopoisk_ft.run_folder import discard_unfinished
 from kinopoisk_ft.search.best_trial import BEST, format_command, write_best
 from kinopoisk_ft.search.space import (
     build_space,
@@ -79,7 +80,12 @@ class Search(Sweeper):
             UserError: Optuna is not installed, or a setting of the search is not valid.
         """
         require_optuna()
-        self._start(arguments)
+        self.parent = ParentRun()
+        try:
+            self._start(arguments)
+        except BaseException:
+            self.parent.unlock()
+            raise
         # Hydra's own sweeper writes this file, too.
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         returns = []
@@ -110,8 +116,7 @@ class Search(Sweeper):
             overrides = [*search.fixed, *format_overrides(corner)]
             _prepare(loader.load_sweep_config(self.config, overrides))
         self.metric = str(base.trainer.best_metric)
-        # With rerun=true, trials must not resume from checkpoints of earlier trials.
-        self.fixed = [*search.fixed, "resume=never"] if base.rerun else search.fixed
+        self.fixed = search.fixed
         study = self._open_study(about, start_over=base.rerun)
         # Trial 0 runs the unchanged config, and the next trials cover the space evenly.
         first = [
@@ -138,15 +143,18 @@ class Search(Sweeper):
 
     def _open_study(self, about: dict[str, Any], start_over: bool) -> Study:
         self.folder = Path(self.config.hydra.sweep.dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # A search in progress must not lose its journal.
+        self.parent.lock(self.config)
         if start_over:
+            # Trials must not resume from checkpoints of earlier trials. The option resume=never
+            # would also prevent that a trial resumes after Slurm or Ray has restarted it.
+            discard_unfinished(self.folder)
             (self.folder / JOURNAL).unlink(missing_ok=True)
         resumed = (self.folder / JOURNAL).is_file()
         study = open_study(self.folder, self.pruner, _get_direction(self.metric))
         check_study(study, about)
         study.set_user_attr(METRIC, self.metric)
         # The parent run starts only after all checks, so a search that is refused leaves no run.
-        self.parent = ParentRun()
         self.parent.open(self.config, resumed)
         return study
 
@@ -155,6 +163,9 @@ class Search(Sweeper):
 
     def _tell_result(self, trial: FrozenTrial, result: JobReturn) -> None:
         failed = result.status == JobStatus.FAILED
+        if failed and isinstance(result._return_value, LostJobError):
+            # The trial stays in the state RUNNING, so the next command resumes it in its folder.
+            return
         value = None if failed else result.return_value
         # `run_job` returns None only for a pruned trial.
         status = "failed" if failed else "pruned" if value is None else "done"
@@ -192,9 +203,7 @@ def _prepare(composed: DictConfig) -> Prepared:
 
 def _describe_search(prepared: Prepared) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(prepared.cfg)
-    common = flatten({key: value for key, value in plain.items() if key not in KEYS_WITHOUT_EFFECT})
-    # The time between two checkpoints does not change the scores.
-    common.pop("trainer.checkpoint_every")
+    common = flatten(keep_effective(plain))
     return {"config": common, "identity": prepared.tags["kinopoisk_ft.identity"]}
 
 
@@ -202,9 +211,6 @@ def count_parallel_jobs(launcher: Launcher, options: DictConfig) -> int:
     """Return how many jobs the launcher runs at the same time."""
     if hasattr(launcher, "count_parallel_jobs"):
         return int(launcher.count_parallel_jobs())
-    # Only the Slurm launcher has this option.
-    if "array_parallelism" in options:
-        return int(options.array_parallelism)
     if "submitit_folder" in options:
         # Without this limit, submitit would start all jobs at once, however few cores there are.
         from joblib import cpu_count

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+from filelock import FileLock
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
@@ -16,8 +17,14 @@ from omegaconf import DictConfig
 from kinopoisk_ft.config.prepared import get_overrides
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
-from kinopoisk_ft.run_folder import check_sweep_folders, explain_folder_error
+from kinopoisk_ft.run_folder import (
+    LOCK_FILE,
+    check_sweep_folders,
+    explain_folder_error,
+    lock_folder,
+)
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.event_log import OFFLINE
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.training.distributed import torchrun
 
@@ -69,10 +76,11 @@ class ParentRun(Callback):
         self.run_id: str | None = None
         # This tracker records nothing; it remains if the configured tracker cannot be created.
         self.tracker = Tracker(uri=None, experiment="")
+        self._lock: FileLock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Launchers pickle callbacks for worker processes, which do not need the tracker.
-        return {**self.__dict__, "tracker": None}
+        return {**self.__dict__, "tracker": None, "_lock": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the options of the sweep, and start the parent run unless the sweeper starts it."""
@@ -84,12 +92,30 @@ class ParentRun(Callback):
                 )
             check_sweep_folders(config)
             if not self.by_sweeper:
+                self.lock(config)
                 self.open(config)
         except (UserError, OSError) as raised:
             error = explain_folder_error(raised) if isinstance(raised, OSError) else raised
+            self.unlock()
             # Hydra would only log the exception, and every job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+
+    def lock(self, config: DictConfig) -> None:
+        """Lock the folder of the sweep, because two sweeps would delete each other's outcomes.
+
+        Raises:
+            UserError: another process has locked the folder, or the lock file cannot be written.
+        """
+        self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
+        notes = notes_folder(self.sweep_dir)
+        notes.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.sweep_dir, notes / LOCK_FILE)
+
+    def unlock(self) -> None:
+        """Release the lock of `lock`, if there is one."""
+        if self._lock is not None:
+            self._lock.release()
 
     def open(self, config: DictConfig, resumed: bool = False) -> None:
         """Start the parent run, and save its id.
@@ -108,11 +134,10 @@ class ParentRun(Callback):
                 parent = read_parent(self.sweep_dir)
             except UserError as error:
                 log.warning("a new parent run is created, because %s", error.what)
-        else:
-            # The table at the end must not list the jobs of an earlier sweep in this folder.
-            for old in notes.glob("[0-9]*.json"):
-                old.unlink()
         self.run_id = self._start(config, parent)
+        # The table at the end must not list the jobs of an earlier sweep in this folder.
+        for old in [] if resumed else notes.glob("[0-9]*.json"):
+            old.unlink()
         # Jobs may run in other processes or on other machines, so they read the id from a file.
         write_atomically(notes / PARENT, json.dumps(self.run_id))
         ParentRun.opened = self
@@ -133,9 +158,12 @@ class ParentRun(Callback):
     def find_store(self) -> tuple[str, str] | None:
         """Return the MLflow store's URI and the parent run's id; None if either is unknown."""
         uri = self.tracker.get_uri()
-        return (uri, self.run_id) if uri and self.run_id else None
+        # No store knows a local id.
+        is_known = self.run_id is not None and not self.run_id.startswith(OFFLINE)
+        return (uri, str(self.run_id)) if uri and is_known else None
 
     def close(self, status: str) -> None:
-        """End the parent run with the status FINISHED, FAILED or KILLED."""
+        """End the parent run with the status FINISHED, FAILED or KILLED, and unlock the folder."""
         self.tracker.finish(status)
+        self.unlock()
         ParentRun.opened = None

@@ -18,7 +18,7 @@ from sweeping import place as place
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.reporting.runs import collect
-from kinopoisk_ft.search.best_trial import format_command
+from kinopoisk_ft.search.best_trial import BEST, format_command
 from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes
 
 
@@ -66,9 +66,20 @@ def test_the_command_keeps_a_config_dir_and_what_no_file_can_say(tmp_path: Path)
     hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": ["~model.x", "seed=1"]}}
     args = shlex.split(format_command(DictConfig({"hydra": hydra}), tmp_path))
     assert args[3:] == [
-        "--config-dir", "my", "experiment=best", f"hydra.searchpath=[file://{tmp_path}]",
+        "--config-dir", "my", "experiment=best", f'hydra.searchpath=["file://{tmp_path}"]',
         "~model.x",
     ]  # fmt: skip
+
+
+def test_the_command_finds_a_folder_with_any_name(tmp_path: Path) -> None:
+    sources = [{"path": "/conf", "provider": "main"}, {"path": "my", "provider": "command-line"}]
+    hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": []}}
+    folder = tmp_path / "мои фильмы, 1"
+    (folder / BEST).parent.mkdir(parents=True)
+    (folder / BEST).write_text("# @package _global_\nseed: 7")
+    args = shlex.split(format_command(DictConfig({"hydra": hydra}), folder))
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
+        assert compose("train", args[5:]).seed == 7
 
 
 def rate(outcome: Outcome) -> str:

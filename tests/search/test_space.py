@@ -50,7 +50,10 @@ def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCapture
     }  # fmt: skip
     found, _ = read("model=bert_scratch", "adapter=none", "model.lr=1e-4", "model.dropout=0.3")
     assert found == {"adapter.lr": FloatDistribution(1e-5, 1e-3, log=True)}
-    for key in ("adapter.config.r", "adapter.config.lora_dropout", "model.dropout"):
+    # trainer.lr is by default ${adapter.lr}, so a range of it replaces that of adapter.lr.
+    found, _ = read("model=bert_scratch", "trainer.lr=interval(1e-4,1e-3)")
+    assert {"trainer.lr"} == {key for key in found if key.endswith(".lr")}
+    for key in ("adapter.config.r", "adapter.config.lora_dropout", "model.dropout", "adapter.lr"):
         assert any(line.startswith(f"not searched: {key},") for line in caplog.messages)
 
 
@@ -114,6 +117,10 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
             ),
             (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr does not refer to it"),
             (["adapter.lr=0.1", "model.dropout=0"], "nothing to search"),
+            (
+                ["adapter.lr=interval(0.1,1)", "trainer.lr=interval(0.1,1)"],
+                "trainer.lr has a range, which replaces it",
+            ),
         ],
         4,
     ),

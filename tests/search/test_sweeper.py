@@ -64,9 +64,7 @@ class Counting(BasicLauncher):
 @pytest.mark.parametrize(
     ("launcher", "options", "expected"),
     [
-        (Counting, {"array_parallelism": 5}, 3),
-        # The launcher of Slurm.
-        (BasicLauncher, {"array_parallelism": 5, "submitit_folder": "."}, 5),
+        (Counting, {"submitit_folder": "."}, 3),
         (BasicLauncher, {"submitit_folder": ".", "cpus_per_task": 4}, 2),
         (BasicLauncher, {"submitit_folder": ".", "cpus_per_task": None}, 8),
         (BasicLauncher, {}, 1),

@@ -6,18 +6,25 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 from searching import search
 from sweeping import _here as _here
 from sweeping import place as place
 
+from kinopoisk_ft import run_folder
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.run_folder import RunFolder
 from kinopoisk_ft.search.trial import watch_trial
-from kinopoisk_ft.sweeps.jobs import read_outcomes
+from kinopoisk_ft.sweeps.jobs import read_outcomes, record_lost_jobs
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.sweep import ParentRun
 
 Score = Callable[[Prepared], float]
 
@@ -121,6 +128,82 @@ def test_a_failed_trial_stops_nothing_and_runs_again(
     assert [folder.name for folder, _ in seen] == ["0", "1", "2", "3", "4", "5"]
     assert [lr for _, lr in seen[1:3]] == [lr for _, lr in seen[4:]]
     assert {outcome.job for outcome in read_outcomes(place / "failing")} == {0, 3, 4, 5}
+
+
+def test_a_lost_trial_resumes_in_its_folder(
+    monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second job of the first command is killed, as Slurm and Ray report it."""
+    make = Plugins.instantiate_launcher
+
+    def make_losing(self: Plugins, **context: Any) -> Launcher:
+        launcher = make(self, **context)
+        launch = launcher.launch
+
+        def lose(jobs: list[list[str]], initial_job_idx: int) -> Any:
+            if initial_job_idx == 1 and not lost:
+                lost.append(jobs[0])
+                return record_lost_jobs(place / "lost", ["out of memory"], jobs, 1)
+            return launch(jobs, initial_job_idx)
+
+        monkeypatch.setattr(launcher, "launch", lose)
+        return launcher
+
+    lost: list[list[str]] = []
+    monkeypatch.setattr(Plugins, "instantiate_launcher", make_losing)
+    seen = pretend(monkeypatch, near_a_tenth)
+    args = [*PRETENDED, "output_dir=lost", "hydra.sweeper.n_trials=3"]
+    assert search(*args) == 1
+    assert "1 unfinished" in capsys.readouterr().out
+    assert search(*args) == 0
+    assert [folder.name for folder, _ in seen] == ["0", "2", "1"]
+    assert f"adapter.lr={seen[2][1]}" in lost[0]
+    assert {one.job: one.status for one in read_outcomes(place / "lost")} == dict.fromkeys(
+        range(3), "done"
+    )
+
+
+def test_a_search_that_starts_over_keeps_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    """A trial that Slurm requeues later must resume, so `resume` must not be never."""
+
+    def score(prepared: Prepared) -> float:
+        seen.append(prepared.cfg.resume)
+        return 0.5
+
+    args = [*PRETENDED, "output_dir=over", "hydra.sweeper.n_trials=1"]
+    seen: list[str] = []
+    pretend(monkeypatch, score)
+    assert search(*args) == 0
+    unfinished = [place / "over" / name for name in ("0", "another")]
+    for folder in unfinished:
+        RunFolder(folder, {}).mark_started("old")
+        (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    assert search(*args, "rerun=true") == 0
+    assert seen == ["auto", "auto"]
+    kept = [[*folder.rglob("*.json"), *folder.glob("checkpoints/*")] for folder in unfinished]
+    assert [len(files) for files in kept] == [0, 2]
+
+
+def test_a_second_search_in_a_folder_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(monkeypatch, near_a_tenth)
+    args = [*PRETENDED, "output_dir=twice", "hydra.sweeper.n_trials=1"]
+    assert search(*args) == 0
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.0)
+    files = [place / "twice" / "search.journal", place / "twice" / "jobs" / "0.json"]
+    before = [file.read_text() for file in files]
+    first = ParentRun()
+    first.lock(OmegaConf.create({"hydra": {"sweep": {"dir": str(place / "twice")}}}))
+    capsys.readouterr()
+    for options in ([], ["rerun=true"]):
+        assert search(*args, *options) == 1
+        assert "another process is using this output folder" in capsys.readouterr().err
+    assert [file.read_text() for file in files] == before
+    first.unlock()
+    assert search(*args, "trainer.checkpoint_every=7", "trainer.process_timeout=8") == 0
 
 
 @pytest.mark.parametrize(

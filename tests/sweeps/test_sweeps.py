@@ -13,17 +13,20 @@ import pytest
 import torch
 from composing import compose_config
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from sweeping import DATA, newest_parent, write_reviews
 from sweeping import _here as _here
 from sweeping import place as place
+from tracked import offline
 
-from kinopoisk_ft import cli, provenance
+from kinopoisk_ft import cli, provenance, run_folder
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.sweeps import jobs
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
+from kinopoisk_ft.tracking.offline import OfflineTracker
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.signals import Stopped
 
@@ -163,6 +166,17 @@ def test_workers_get_the_parent_without_its_tracker(place: Path) -> None:
     callback.close("FINISHED")
 
 
+def test_an_offline_sweep_asks_no_store_for_a_summary(tmp_path: Path) -> None:
+    callback = ParentRun()
+    # No program listens on port 9 (discard).
+    callback.tracker = offline("http://127.0.0.1:9")
+    callback.run_id = callback.tracker.start("sweep", {}, {}, folder=tmp_path)
+    assert callback.find_store() is None
+    callback.close("FINISHED")
+    callback.run_id = "1a2b"
+    assert callback.find_store() == ("http://127.0.0.1:9", "1a2b")
+
+
 def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -181,7 +195,8 @@ def identity(*overrides: str) -> str:
 
 def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = identity()
-    same = ["output_dir=x", "result_json=x", "rerun=true", "tracking=none"]
+    same = ["output_dir=x", "result_json=x", "rerun=true", "tracking=none",
+            "trainer.checkpoint_every=9", "trainer.process_timeout=9"]  # fmt: skip
     assert [identity(change) for change in same] == [first] * len(same)
     changes = [
         "seed=1",
@@ -223,6 +238,28 @@ def test_a_folder_with_very_many_files_is_refused(
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="more than 2 files"):
         provenance.digest_content(tmp_path)
+
+
+def test_a_finished_run_without_its_result_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OfflineTracker, "find", lambda *_: {"kinopoisk_ft.kind": "train"})
+    assert jobs.find_finished(prepared("tracking=offline"), Path()) is None
+
+
+def test_a_second_sweep_in_a_folder_changes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.0)
+    jobs.Outcome(0, "unfinished", ["seed=0"]).write(place / "used")
+    first = ParentRun()
+    first.lock(OmegaConf.create({"hydra": {"sweep": {"dir": str(place / "used")}}}))
+    for tracking in ("none", "offline"):
+        with pytest.raises(SystemExit, match="1"):
+            sweep(f"tracking={tracking}", "output_dir=used")
+        assert "another process is using this output folder" in capsys.readouterr().err
+    assert [path.name for path in (place / "used").iterdir()] == ["jobs"]
+    assert jobs.read_outcomes(place / "used") == [jobs.Outcome(0, "unfinished", ["seed=0"])]
+    first.close("FINISHED")
+    assert sweep("tracking=none", "output_dir=used") == 0
 
 
 def test_pretraining_is_never_skipped() -> None:
