@@ -35,8 +35,8 @@ class Column:
         shown_in: the tables that show the column.
         best: whether the maximum or the minimum is the best value; None if no value is marked.
         mark: name of the CSV and JSON column that marks the row with the best value.
-        charged: name of a second metric that is added to the value, such as the time to fill a
-            cache; empty if there is none.
+        charged: names of other metrics that are added to the value, such as the time to fill a
+            cache.
         expected: True if every row should have a value. A note lists the rows without one.
         interval: True if the report contains a confidence interval of the value.
     """
@@ -48,7 +48,7 @@ class Column:
     shown_in: tuple[Shown, ...] = ()
     best: Literal["max", "min"] | None = None
     mark: str = ""
-    charged: str = ""
+    charged: tuple[str, ...] = ()
     expected: bool = False
     interval: bool = False
     # Number of decimals, which only values of the kind "score" use.
@@ -82,15 +82,15 @@ def _calibration() -> Iterator[Column]:
 
 
 # If a run uses cached activations of frozen layers (`prefix_cache`), the time to fill the cache is
-# added to the training and test times of the run.
+# added to the training and test times of the run. The time of `head_first` is added to training.
 COLUMNS = {
     column.name: column
     for column in (
         *(_score(metric) for metric in METRICS if "results" in metric.shown_in),
         Column(TIME, kind="seconds", unit="s", shown_in=MAIN, best="min",
-               mark="min_time", charged="prefix_build_seconds", expected=True),
+               mark="min_time", charged=("prefix_build_seconds", "head_seconds"), expected=True),
         Column("eval_seconds", kind="seconds", unit="s", shown_in=MAIN,
-               charged="prefix_test_build_seconds", expected=True),
+               charged=("prefix_test_build_seconds",), expected=True),
         Column(TRAINABLE, kind="count", shown_in=MAIN, expected=True),
         Column("total_parameters", kind="count", shown_in=SIZES, expected=True),
         # Despite its name, this metric is in MiB.

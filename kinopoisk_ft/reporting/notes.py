@@ -150,8 +150,7 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
 
 
 def _uses_prefix_cache(row: Row) -> bool:
-    charged = {column.charged for column in COLUMNS.values() if column.charged}
-    recorded = any(charged & set(run.metrics) for run in row.runs)
+    recorded = any(name.startswith("prefix_") for run in row.runs for name in run.metrics)
     return recorded or row.setting("trainer.prefix_cache") not in ("", "off")
 
 

@@ -180,7 +180,7 @@ def _values(runs: list[TrainedRun]) -> dict[str, Spread]:
     for name, column in COLUMNS.items():
         metric = column.metric or name
         values = [
-            run.metrics[metric] + run.metrics.get(column.charged, 0.0)
+            run.metrics[metric] + sum(run.metrics.get(name, 0.0) for name in column.charged)
             for run in runs
             if metric in run.metrics
         ]

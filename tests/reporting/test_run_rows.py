@@ -112,3 +112,8 @@ def test_seeds_of_an_earlier_version_are_in_the_same_row(tmp_path: Path) -> None
     assert sorted(len(row.runs) for row in table.rows) == [1, 2]
     # Without the number, a row with windows would look like one that reads all windows.
     assert {row.setting("data.max_windows") for row in table.rows} == {"", "8"}
+
+
+def test_the_fit_of_the_output_layer_is_part_of_the_training_time() -> None:
+    (row,) = rows_of([trained("bert", train_seconds=10.0, head_seconds=2.0)])
+    assert row.mean("train_seconds") == 12.0
