@@ -1,6 +1,6 @@
 """Compare a training step that starts from the prefix cache with one through the whole model.
 
-    python benchmarks/prefix.py --quick --json prefix.json
+    python benchmarks/prefix.py --json prefix.json --markdown prefix.md
 
 Either the first 10 layers are frozen, or all layers, so that only the head is trained. The model is
 an encoder from a folder, or a BERT with random weights (12 layers, width 384). The steps alternate
@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import allocator
+from common.report import Section, command_line, publish
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -98,7 +97,7 @@ def cached(
     files = Path(os.environ["KINOPOISK_FT_CACHE"]).rglob("*.npy")
     size = max(files, key=lambda f: f.stat().st_mtime_ns).stat().st_size
     step = stepper(module, found.make_objective(), found.parts["train"], precision)
-    return step, {"build_s": seconds, "MiB": size / 2**20}
+    return step, {"pass s": seconds, "MiB": size / 2**20}
 
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -110,14 +109,13 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         made = copy.deepcopy(base)
         module = adapter.apply(made).module
         steps = {"whole": stepper(module, Classification(PAD), train, precision)}
-        costs: dict[str, dict[str, float]] = {"whole": {}}
+        costs: dict[str, dict[str, Any]] = {"whole": {"pass s": None, "MiB": None}}
         for kind in ("fp32", "fp16"):
             steps[kind], costs[kind] = cached(kind, made, module, train, precision)
         took = in_turns(steps, args.seconds)
-        for way in steps:
-            ratio = took["whole"] / took[way]
-            found.append({"adapter": name, "way": way, "ms": took[way], "ratio": ratio,
-                          **costs[way]})  # fmt: skip
+        found += [{"adapter": name, "way": way, "step ms": ms,
+                   "times faster": took["whole"] / ms, **costs[way]}
+                  for way, ms in took.items()]  # fmt: skip
     return found
 
 
@@ -135,17 +133,8 @@ def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, float]:
     return {way: 1e3 * statistics.median(taken) for way, taken in times.items()}
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Format the rows as text; `x` is the speedup over the whole model."""
-    lines = [f"{'adapter':11}{'way':7}{'step ms':>9}{'x':>7}{'pass s':>8}{'MiB':>8}"]
-    for r in found:
-        cost = f"{r['build_s']:8.1f}{r['MiB']:8.1f}" if "MiB" in r else ""
-        lines.append(f"{r['adapter']:11}{r['way']:7}{r['ms']:9.1f}{r['ratio']:7.1f}{cost}")
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="a Hugging Face encoder")
     parser.add_argument("--reviews", type=int, default=256)
     parser.add_argument("--max-length", type=int, default=256, help="tokens (default: 256)")
@@ -153,8 +142,6 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="seconds of timing for each adapter"
     )
-    parser.add_argument("--quick", action="store_true", help="short reviews, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     if args.quick:
         args.reviews, args.max_length, args.seconds = 64, 64, 4.0
@@ -162,13 +149,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KINOPOISK_FT_CACHE"] = folder
         found = rows(args)
-    print(table(found))
-    if args.json:
-        where = {"cpu": platform.processor() or platform.machine(),
-                 "threads": torch.get_num_threads()}  # fmt: skip
-        versions = {name: version(name) for name in ("torch", "transformers")}
-        report = {**where, "versions": versions, "arguments": vars(args), "rows": found}
-        args.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    note = (
+        f"Mean pooling, {args.reviews} reviews of {args.max_length // 8} to {args.max_length} "
+        f"random tokens, batches of {BATCH}, {args.precision}. `pass s`: the seconds to run the "
+        "frozen layers once and write their states, which take `MiB`."
+    )
+    publish("Steps that start from the prefix cache", [Section("Times", note, found)], args,
+            allocator.DEFAULT)  # fmt: skip
 
 
 if __name__ == "__main__":

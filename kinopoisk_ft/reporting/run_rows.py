@@ -180,7 +180,7 @@ def _values(runs: list[TrainedRun]) -> dict[str, Spread]:
     for name, column in COLUMNS.items():
         metric = column.metric or name
         values = [
-            run.metrics[metric] + sum(run.metrics.get(name, 0.0) for name in column.charged)
+            run.metrics[metric] + sum(run.metrics.get(key, 0.0) for key in column.charged)
             for run in runs
             if metric in run.metrics
         ]
