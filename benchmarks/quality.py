@@ -23,6 +23,7 @@ from typing import Any
 from common.report import Section, command_line, publish
 from common.sides import FROZEN, Experiment, absent, add_inputs, run_peer, run_project
 
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.files import PACKAGE, write_atomically
 from kinopoisk_ft.provenance import digest_content, get_commit
 
@@ -89,6 +90,8 @@ def load_or_run(
 ) -> dict[str, float]:
     """Return the scores in the file `kept` if its run had the same inputs; otherwise run it."""
     inputs = {"work": str(work), "commit": get_commit(), "code": digest_content(PACKAGE, "*.py")}
+    inputs["conf"] = digest_content(get_conf_dir(), "*.yaml")
+    inputs["benchmarks"] = digest_content(Path(__file__).parent, "*.py")
     inputs |= {name: digest_content(getattr(args, name)) for name in ("peer", "model", "data")}
     if kept.exists() and not args.quick:
         found = json.loads(kept.read_text(encoding="utf-8"))

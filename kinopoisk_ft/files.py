@@ -79,8 +79,9 @@ def write_folder_atomically(folder: Path, last: str, replaced: Iterable[str]) ->
         (folder / last).unlink(missing_ok=True)
         sync_to_disk(folder)
         for file in [file for pattern in replaced for file in folder.glob(pattern)]:
-            # Two patterns can match the same file.
-            file.unlink(missing_ok=True)
+            if not file.is_dir():
+                # Two patterns can match the same file.
+                file.unlink(missing_ok=True)
         # `last` comes last, because False is sorted before True.
         for file in sorted(files, key=lambda file: file == part / last):
             target = folder / file.relative_to(part)

@@ -150,7 +150,10 @@ def discard_unfinished(sweep_dir: Path) -> None:
     Raises:
         UserError: another process is using the folder of a job.
     """
-    for file in sweep_dir.glob(f"[0-9]*/{UNFINISHED}"):
+    for file in sweep_dir.glob(f"*/{UNFINISHED}"):
+        # Another folder here, such as 300_labels, belongs to another run.
+        if not file.parent.name.isdigit():
+            continue
         run = RunFolder(file.parent, {})
         with run.lock():
             run.mark_finished()

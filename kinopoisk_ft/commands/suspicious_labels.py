@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     found, count = find_suspicious(args.runs)
     print(_format(found, count))
     if args.output:
-        cells = found.astype(object).where(found.notna(), None).map(escape_formula)
+        cells = found.map(escape_formula).astype(object)
+        cells = cells.where(cells.notna(), None)
         lines = format_csv([found.columns, *cells.itertuples(index=False, name=None)])
         # Without newline="", Windows would write \r\n for each \n, also inside the texts.
         args.output.write_text("".join(lines), encoding="utf-8", newline="")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from kinopoisk_ft.errors import UserError
@@ -86,10 +88,8 @@ def _order_groups(
     counts = np.zeros(len(shares))
     order = []
     while waiting:
-        allowed = max(SMALL_GROUP, counts.sum() / 2)
-        if (smallest := min(map(len, waiting))) > allowed:
-            allowed = 2 * smallest
-        fitting = [i for i, rows in enumerate(waiting) if len(rows) <= allowed]
+        fitting = _find_small(waiting, max(SMALL_GROUP, int(counts.sum()) // 2))
+        fitting = fitting or _find_small(waiting, 2 * min(map(len, waiting)))
         # `waiting` is in random order. If all fitting groups were candidates, the choice would not
         # depend on the seed.
         fitting = fitting[: min(CANDIDATES, (len(fitting) + 1) // 2)]
@@ -100,3 +100,10 @@ def _order_groups(
         counts = added[best]
         order.append(waiting.pop(fitting[best]))
     return order
+
+
+def _find_small(waiting: list[np.ndarray], largest: int) -> list[int]:
+    """Return the positions of the first groups of at most `largest` rows, enough to choose from."""
+    small = (i for i, rows in enumerate(waiting) if len(rows) <= largest)
+    # There may be as many groups as rows, so a search of all groups in each step would take hours.
+    return list(itertools.islice(small, 2 * CANDIDATES))

@@ -71,7 +71,9 @@ def slices_csv(document: Document) -> str:
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:
     # With `fields`, a table without lines also has a header.
     frame = pd.DataFrame(list(lines), columns=fields, dtype=object)
-    cells = frame.where(frame.notna(), None).map(escape_formula)
+    # `map` would turn the None of a column of numbers into NaN again.
+    cells = frame.map(escape_formula).astype(object)
+    cells = cells.where(cells.notna(), None)
     return "".join(format_csv([frame.columns, *cells.itertuples(index=False, name=None)]))
 
 

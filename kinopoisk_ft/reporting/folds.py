@@ -41,7 +41,8 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
             runs.append(run)
         else:
             settings = {key: value for key, value in run.settings.items() if key != FOLD}
-            key = str((run.approach, run.seed, run.data, run.source_digest, settings))
+            seeds = (run.seed, run.train_seed)
+            key = str((run.approach, seeds, run.data, run.source_digest, settings))
             trainings[key][int(run.settings[FOLD])] = run
     predictions, details = dict(files.predictions), dict(files.details)
     run_of_row = {}

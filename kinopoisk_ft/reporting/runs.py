@@ -35,7 +35,7 @@ GROUPS = ("model", "adapter", "data", "trainer")
 # By default, data.text_prefix repeats model.text_prefix.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
-    "trainer.process_timeout", "model.text_prefix",
+    "trainer.process_timeout", "trainer.checkpoint_every", "data.train_seed", "model.text_prefix",
 )  # fmt: skip
 # Settings that have an effect only with data.truncation=windows.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
@@ -52,8 +52,8 @@ NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each
 # other.
 READ = (
-    "data.max_length", "data.truncation", "data.train_limit", "data.train_seed", "data.max_windows",
-    "data.max_characters", "data.strip_scores", "data.window_stride", "data.text_prefix",
+    "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
+    "data.train_limit", "data.window_stride", "data.max_windows", "data.text_prefix",
 )  # fmt: skip
 # Maximum length of an error message in the table of failed runs.
 CAUSE_CHARACTERS = 160
@@ -65,6 +65,7 @@ class TrainedRun:
 
     Args:
         start_time: milliseconds since the Unix epoch.
+        train_seed: seed that drew the reviews of data.train_limit; empty without this limit.
         settings: config values that distinguish rows of the report.
         experiment: chosen option of conf/experiment.
         overrides: overrides of the config from the command line.
@@ -88,6 +89,7 @@ class TrainedRun:
     start_time: int
     settings: dict[str, str]
     metrics: dict[str, float]
+    train_seed: str = ""
     experiment: str = ""
     overrides: str = ""
     command: str = ""
@@ -162,10 +164,7 @@ def read_trained(run: Run) -> TrainedRun:
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     if params.get("data.truncation") != "windows":
         ignored = (*ignored, *OF_WINDOWS)
-    seed = tags.get("seed") or params.get("seed", "")
-    # It draws the reviews of data.train_limit, and by default it is the seed.
-    if params.get("data.train_limit", "None") == "None" or params.get("data.train_seed") == seed:
-        ignored = (*ignored, "data.train_seed")
+    has_all_reviews = params.get("data.train_limit", "None") == "None"
     best = f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
     # If the digest of the data is known, their path does not matter.
     if tags.get("source_digest"):
@@ -174,7 +173,8 @@ def read_trained(run: Run) -> TrainedRun:
         run_id=run.info.run_id,
         approach=_approach(tags, params),
         adapter=tags.get("adapter", "none"),
-        seed=seed,
+        seed=tags.get("seed") or params.get("seed", ""),
+        train_seed="" if has_all_reviews else params.get("data.train_seed", ""),
         # The command is not reduced to single spaces, because spaces in quotes matter.
         command=replace_controls(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
@@ -342,7 +342,8 @@ def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
     kept: dict[tuple[str, ...], TrainedRun] = {}
     # The oldest run comes first, so newer ones replace it.
     for run in runs:
-        key = (run.approach, run.seed, run.data, run.source_digest, run.split_digest)
+        seeds = (run.seed, run.train_seed)
+        key = (run.approach, *seeds, run.data, run.source_digest, run.split_digest)
         read = {name: run.settings.get(name) for name in READ}
         kept[(*key, str(run.settings if by_settings else read))] = run
     return list(kept.values())

@@ -149,6 +149,10 @@ class Search(Sweeper):
             # Trials must not resume from checkpoints of earlier trials. The option resume=never
             # would also prevent that a trial resumes after Slurm or Ray has restarted it.
             discard_unfinished(self.folder)
+            # Folders with other names are not found, so there the trials start over themselves.
+            plain: Any = OmegaConf.to_container(self.config.hydra.sweep)
+            if plain["subdir"] != "${hydra.job.num}":
+                self.fixed = [*self.fixed, "resume=never"]
             (self.folder / JOURNAL).unlink(missing_ok=True)
         resumed = (self.folder / JOURNAL).is_file()
         study = open_study(self.folder, self.pruner, _get_direction(self.metric))

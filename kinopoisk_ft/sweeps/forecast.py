@@ -26,6 +26,7 @@ from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.offline import find_recorded
 from kinopoisk_ft.tracking.sweep import notes_folder
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
@@ -108,7 +109,9 @@ def find_finished(prepared: Prepared, folder: Path) -> Result | None:
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
-    found = tracker.find(wanted, folder)
+    # Runs that ended while the store did not answer are only in the event logs. A run that is
+    # missing in the store although it was sent has been deleted there.
+    found = tracker.find(wanted, folder) or find_recorded(folder, wanted, only_unsent=True)
     # A store may have refused the tag with the result, and then the job trains again.
     return Result.read(found[RESULT]) if found and RESULT in found else None
 

@@ -250,9 +250,17 @@ def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapt
             "the model has random weights, and the layers that the adapter freezes stay random"
         )
     if network.base is None and adapter.needs_saved_base and is_main():
-        # A saved adapter does not contain its base, whose random weights exist only here. Two ranks
-        # must not write the same folder at once.
+        # A saved adapter does not contain its base, whose random weights exist only here. Other
+        # ranks have temporary folders.
         save_base(network, model_dir)
+    base = Path(network.base or "")
+    if adapter.needs_saved_base and base.is_relative_to(model_dir.resolve()):
+        # Saving the adapter would delete the files of its base.
+        raise UserError(
+            "the base model is in the folder to which this run saves its adapter",
+            where=f"model.name={base}",
+            fix="choose another output_dir",
+        )
     adapted = adapter.apply(network)
     log_trainable(adapted.module)
     return adapted

@@ -19,7 +19,7 @@ class Tracker:
         """Return all tags of the newest finished run with the given tags, or None.
 
         Args:
-            folder: a folder whose event logs are searched, too, with its subfolders.
+            folder: the folder whose event logs are searched if there is no store.
         """
         return None
 

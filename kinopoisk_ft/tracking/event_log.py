@@ -168,6 +168,7 @@ class EventLog:
             ) from error
         except OSError as error:
             if needs_lock:
+                self._lock.release()
                 raise
             # Without a descriptor, the events stay in memory, and training continues.
             self._warn(error)

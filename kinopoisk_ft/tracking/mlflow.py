@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.tracking.delivery import Delivery
-from kinopoisk_ft.tracking.offline import OfflineTracker, find_recorded, sync_command
+from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
 from kinopoisk_ft.tracking.replay import Replay, Target
 from kinopoisk_ft.tracking.store import absolute_uri, find_experiment
 from kinopoisk_ft.tracking.store_schema import REMOTE, UnreachableError, is_temporary
@@ -29,20 +29,15 @@ class MlflowTracker(OfflineTracker):
     """A tracker that sends its event log to MLflow in a background thread."""
 
     def find(self, tags: dict[str, str], folder: Path) -> dict[str, str] | None:
-        """Find the newest finished run with the given tags in the experiment or in a folder.
+        """Find the experiment's newest finished run with the given tags.
 
         Returns:
-            All tags of that run, or None if there is no such run. If the store does not answer,
-            only the folder is searched, because repeating a finished run is better than failing.
+            All tags of that run, or None if there is no such run. If the store does not answer, the
+            result is also None, because repeating a finished run is better than failing.
 
         Raises:
             UserError: the store cannot be opened.
         """
-        # Runs that ended while the store did not answer are only in the event logs. A run that is
-        # missing in the store although it was sent has been deleted there.
-        return self._find_in_store(tags) or find_recorded(folder, tags, only_unsent=True)
-
-    def _find_in_store(self, tags: dict[str, str]) -> dict[str, str] | None:
         uri = absolute_uri(self.uri)
         terms = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         try:

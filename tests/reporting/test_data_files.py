@@ -17,6 +17,7 @@ from report_store import (
     report,
 )
 
+from kinopoisk_ft.reporting.data_files import _csv
 from kinopoisk_ft.reporting.runs import collect
 
 
@@ -66,6 +67,11 @@ def test_marks_best_values_and_distances(study: tuple) -> None:
         assert found[f"{column}_from_best"].tolist() == pytest.approx(distances)
         assert (found[mark] == "yes").tolist() == (mean[column] == value).tolist()
     assert found.index[found["min_time"] == "yes"].tolist() == ["TF-IDF"]
+
+
+def test_unknown_values_are_empty_cells() -> None:
+    """A number may be unknown in some lines only."""
+    assert _csv([{"a": 1.5, "b": "x"}, {"a": None, "b": "y"}]) == "a,b\n1.5,x\n,y\n"
 
 
 def test_majority_class_is_always_a_row(study: tuple) -> None:

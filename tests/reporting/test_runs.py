@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
 
-from kinopoisk_ft.reporting.runs import READ, read_trained
+from kinopoisk_ft.reporting.run_rows import rows_of
+from kinopoisk_ft.reporting.runs import _newest, read_trained
 
 
 def finished(**params: str) -> Run:
@@ -15,17 +16,15 @@ def finished(**params: str) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("limit", "train_seed", "repeats"),
+    ("limit", "seed", "repeats"),
     [("300", "0", True), ("300", "1", False), ("None", "1", True)],
 )
 def test_another_choice_of_training_reviews_is_another_training(
-    limit: str, train_seed: str, repeats: bool
+    limit: str, seed: str, repeats: bool
 ) -> None:
-    """By default, the seed of a run also chooses its training reviews."""
-    usual = read_trained(finished(train_limit=limit, train_seed="0"))
-    other = read_trained(finished(train_limit=limit, train_seed=train_seed))
-    assert (usual.settings == other.settings) == repeats
-    # Reports on a whole experiment compare only these settings.
-    assert [usual.settings.get(k) == other.settings.get(k) for k in READ].count(False) == (
-        not repeats
-    )
+    """It is no other row of the report, because it is chance like the seed of a run."""
+    runs = [read_trained(finished(train_limit=limit, train_seed=one)) for one in ("0", seed)]
+    for by_settings in (True, False):
+        assert len(_newest(runs, by_settings=by_settings)) == (1 if repeats else 2)
+    (row,) = rows_of(runs)
+    assert len(row.runs) == 2

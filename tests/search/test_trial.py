@@ -176,7 +176,7 @@ def test_a_search_that_starts_over_keeps_no_checkpoint(
     seen: list[str] = []
     pretend(monkeypatch, score)
     assert search(*args) == 0
-    unfinished = [place / "over" / name for name in ("0", "another")]
+    unfinished = [place / "over" / name for name in ("0", "300_labels")]
     for folder in unfinished:
         RunFolder(folder, {}).mark_started("old")
         (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
@@ -184,6 +184,9 @@ def test_a_search_that_starts_over_keeps_no_checkpoint(
     assert seen == ["auto", "auto"]
     kept = [[*folder.rglob("*.json"), *folder.glob("checkpoints/*")] for folder in unfinished]
     assert [len(files) for files in kept] == [0, 2]
+    # Job folders with names of their own are not found, so there the trials start over themselves.
+    assert search(*args, "rerun=true", "hydra.sweep.subdir=${hydra.job.override_dirname}") == 0
+    assert seen[2:] == ["never"]
 
 
 def test_a_second_search_in_a_folder_changes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from command_line import place as place
 from networks import make
 from transformers import pipeline
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.serving.publishing import list_uploads
 from kinopoisk_ft.tasks import fit_network
@@ -72,3 +74,12 @@ def test_a_base_that_an_earlier_version_left_is_neither_loaded_nor_published(pla
     (folder / "base" / "config.json").write_text("{}")
     np.testing.assert_allclose(Predictor(folder, "cpu").probabilities(texts), expected, atol=1e-5)
     assert "base/config.json" not in list_uploads(folder, "some/base")
+
+
+def test_an_adapter_is_not_saved_over_its_base(tmp_path: Path) -> None:
+    """The files of an earlier model are deleted, and here they would be those of the base."""
+    network = make("bert")[2]
+    network.base = str(tmp_path / "model" / "encoder")
+    adapter = SimpleNamespace(needs_saved_base=True, freezes=True)
+    with pytest.raises(UserError, match="the base model is in the folder to which this run saves"):
+        fit_network._apply_adapter(adapter, network, tmp_path / "model")
