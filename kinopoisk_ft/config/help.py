@@ -27,7 +27,8 @@ Fine-tune a text classifier, and record everything that a fair comparison needs.
 group=option selects an option of a config group; group.key=value sets a value.
 Flags: --multirun (-m), --config-dir DIR (your own config groups), --cfg job (print
 the composed config and exit), --hydra-help, --version.
-A sweep skips jobs that have already finished with the same config; rerun=true runs them again.
+A sweep skips jobs that finished with the same config, data, code and hardware; rerun=true runs
+them again.
 dry_run=true prints the jobs and the expected time, and stops.
 Without a network: use tracking=offline, and later kinopoisk-ft sync <output_dir>.
 Parallel jobs: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'); on a cluster

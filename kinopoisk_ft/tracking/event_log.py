@@ -93,8 +93,7 @@ class EventLog:
 
     def __init__(self, file: Path) -> None:
         self.file, self.id = file, file.stem
-        self.folder = file.parent.parent
-        self.state_file = file.with_suffix(".sent.json")
+        self.folder, self.state_file = file.parent.parent, file.with_suffix(".sent.json")
         # A separate file, because earlier versions of filelock truncate the file that they lock.
         self._lock = make_lock(file.with_suffix(".lock"))
         # Training, the system monitor and `Delivery` use the log in three threads.
