@@ -149,6 +149,13 @@ def test_a_sweep_continues_without_a_server(
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 
+def assert_left_out(folder: Path, store: FakeStore, capsys: pytest.CaptureFixture[str]) -> None:
+    before = recorded_events(folder)
+    assert sync.main([str(folder), "--uri", URI]) == 1
+    assert "may still be running, because its folder cannot be locked" in capsys.readouterr().err
+    assert (recorded_events(folder), store.runs) == (before, {})
+
+
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_only_a_finished_run_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -158,10 +165,7 @@ def test_without_locks_only_a_finished_run_is_sent(
     use(monkeypatch, store)
     running = offline()
     running.start("one", {}, {}, folder=tmp_path)
-    before = recorded_events(tmp_path)
-    assert sync.main([str(tmp_path), "--uri", URI]) == 1
-    assert "may still be running, because its folder cannot be locked" in capsys.readouterr().err
-    assert (recorded_events(tmp_path), store.runs) == (before, {})
+    assert_left_out(tmp_path, store, capsys)
     running.metrics({"loss": 1.0}, 1)
     running.finish("FINISHED")
     assert sync.main([str(tmp_path), "--uri", URI]) == 0
@@ -175,11 +179,8 @@ def test_a_run_in_progress_of_another_user_is_not_ended(
     use(monkeypatch, store)
     running = offline()
     running.start("one", {}, {}, folder=tmp_path)
-    before = recorded_events(tmp_path)
     monkeypatch.setattr("filelock.FileLock.acquire", refuse_access)
-    assert sync.main([str(tmp_path), "--uri", URI]) == 1
-    assert "may still be running, because its folder cannot be locked" in capsys.readouterr().err
-    assert (recorded_events(tmp_path), store.runs) == (before, {})
+    assert_left_out(tmp_path, store, capsys)
 
 
 def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
