@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, TRAINER_KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.prepared import ADDED, flatten, get_overrides, list_differences
 from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
@@ -31,9 +31,7 @@ LOCK_TIMEOUT = 10.0
 CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
 # Prefixes of the options that may be changed when a run is resumed.
-MAY_DIFFER = (
-    *KEYS_WITHOUT_EFFECT, "trainer.checkpoint_every", "trainer.strategy", "trainer.process_timeout",
-)  # fmt: skip
+MAY_DIFFER = (*KEYS_WITHOUT_EFFECT, *TRAINER_KEYS_WITHOUT_EFFECT, "trainer.strategy")
 
 
 class RunFolder:

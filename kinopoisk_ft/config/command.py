@@ -23,7 +23,7 @@ KEYS_WITHOUT_EFFECT = {
     "dry_run", "output_dir", "rerun", "result_json", "resume", "tracking", "tuning_trials",
 }  # fmt: skip
 # The same for options of the group trainer.
-TRAINER_KEYS_WITHOUT_EFFECT = {"checkpoint_every", "process_timeout"}
+TRAINER_KEYS_WITHOUT_EFFECT = ("trainer.checkpoint_every", "trainer.process_timeout")
 # conf/train.yaml, the config file that composes all groups.
 MAIN_CONFIG = "train"
 
@@ -52,8 +52,12 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
 def keep_effective(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config without the keys that do not change the result of a run."""
     kept = {key: value for key, value in config.items() if key not in KEYS_WITHOUT_EFFECT}
-    trainer = kept["trainer"].items()
-    return kept | {"trainer": {k: v for k, v in trainer if k not in TRAINER_KEYS_WITHOUT_EFFECT}}
+    trainer = {
+        key: value
+        for key, value in kept["trainer"].items()
+        if f"trainer.{key}" not in TRAINER_KEYS_WITHOUT_EFFECT
+    }
+    return kept | {"trainer": trainer}
 
 
 def read_environment_values(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
+from kinopoisk_ft.config.command import TRAINER_KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.prepared import ADDED, name_checkpoint
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.search.best_trial import BEST
@@ -34,8 +35,8 @@ GROUPS = ("model", "adapter", "data", "trainer")
 # Keys that do not change what is learned. All other keys of the groups distinguish rows.
 # By default, data.text_prefix repeats model.text_prefix.
 NOT_SETTINGS = (
-    "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
-    "trainer.process_timeout", "trainer.checkpoint_every", "data.train_seed", "model.text_prefix",
+    *TRAINER_KEYS_WITHOUT_EFFECT, "trainer.seed", "trainer.device", "trainer.log_every",
+    "trainer.eval_batch_size", "data.train_seed", "model.text_prefix",
 )  # fmt: skip
 # Settings that have an effect only with data.truncation=windows.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
