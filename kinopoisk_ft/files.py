@@ -64,9 +64,12 @@ def write_folder_atomically(folder: Path, last: str, replaced: Iterable[str]) ->
 
     Args:
         replaced: glob patterns of the files of an old version, which are deleted even if the new
-            version lacks them. Other files in `folder` are kept.
+            version lacks them. Other files in `folder` are kept, and so are all files if `folder`
+            has no `last`, because then they are files of the user.
     """
     part = temporary_path(folder)
+    # A killed process leaves `part`, and may have deleted `last`.
+    has_old = (folder / last).is_file() or part.exists()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -79,7 +82,7 @@ def write_folder_atomically(folder: Path, last: str, replaced: Iterable[str]) ->
         (folder / last).unlink(missing_ok=True)
         sync_to_disk(folder)
         for file in [file for pattern in replaced for file in folder.glob(pattern)]:
-            if not file.is_dir():
+            if has_old and not file.is_dir():
                 # Two patterns can match the same file.
                 file.unlink(missing_ok=True)
         # `last` comes last, because False is sorted before True.

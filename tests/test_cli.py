@@ -110,6 +110,8 @@ def test_texts_from_a_file_and_from_standard_input(
     lines = read_lines(Path("input"), io.BytesIO(f"{breaks}\r\n \r\nда\r\n".encode()))
     assert lines.frame["text"].tolist() == [breaks, "да"]
     assert lines.places() == ["input:1", "input:3"]
+    old_mac = read_lines(Path("input"), io.BytesIO("один\rдва\r".encode()))
+    assert old_mac.frame["text"].tolist() == ["один", "два"]
     stream = io.BytesIO("\ufeffОдин.".encode())
     assert read_lines(Path("input"), stream).frame["text"].tolist() == ["Один."]
     with pytest.raises(UserError, match="there is no text"):

@@ -33,6 +33,14 @@ def fill(folder: Path, content: str) -> None:
             (part / name).write_text(content)
 
 
+def test_files_of_the_user_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name in OLD:
+        (tmp_path / name).touch()
+    fill(tmp_path, "new")
+    assert all((tmp_path / name).exists() for name in OLD)
+
+
 @pytest.mark.parametrize("before", ["old", None])
 def test_a_folder_is_complete_or_lacks_its_last_file(tmp_path: Path, before: str | None) -> None:
     seen = set()

@@ -20,10 +20,9 @@ from kinopoisk_ft.tracking.store import (
     hide_password,
     open_store,
 )
-from kinopoisk_ft.tracking.store_schema import FIX_MISSING, REMOTE
+from kinopoisk_ft.tracking.store_schema import FIX_MISSING, REMOTE, USE_ANOTHER
 
 NAME = "MLflow store"
-USE_ANOTHER = "set tracking.uri=sqlite:////another/folder/mlflow.db"
 
 
 def check_store() -> Iterator[Finding]:

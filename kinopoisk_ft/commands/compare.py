@@ -107,6 +107,11 @@ def _check_groups(approaches: Sequence[Approach]) -> None:
                 where="column 'group' or 'film'",
                 fix="give this column to all files, with the same groups, or to none",
             )
+    if len(expected) == 1:
+        raise UserError(
+            "there is only one test example, so intervals cannot be computed",
+            fix="give at least two examples",
+        )
     if expected.max() == 0:
         raise UserError(
             "all test examples belong to the same group, so intervals cannot be computed",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,9 @@ def read_lines(path: Path, stream: BinaryIO | None = None) -> Table:
     """
     data = stream.read() if stream else _read_bytes(path)
     lines = [
-        (number, line.removesuffix("\r"))
+        (number, line)
         # `splitlines` would also split at characters such as U+2028, which a text can contain.
-        for number, line in enumerate(_decode(data, path).split("\n"), start=1)
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", _decode(data, path)), start=1)
         if line.strip()
     ]
     if not lines:

@@ -192,7 +192,7 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
         "adapter": row.first.adapter if row else "",
         "max_length": row.first.max_length if row else "",
         "n": len(row.runs) if row else "",
-        "seeds": " ".join(run.seed for run in row.runs) if row else "",
+        "seeds": " ".join(run.repetition for run in row.runs) if row else "",
     }
     for name, column in COLUMNS.items():
         spread = row.values.get(name) if row else None

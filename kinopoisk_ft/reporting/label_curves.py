@@ -140,7 +140,8 @@ def _collect(
             # All points of all curves are scored on the same resamples of the same test reviews.
             same = first is not None and not any(first.mismatch(answer) for answer in answers)
             if same and len(answers) == len(row.runs):
-                point = (table.train_limit, labels, tuple(run.seed for run in row.runs), answers)
+                seeds = tuple(run.repetition for run in row.runs)
+                point = (table.train_limit, labels, seeds, answers)
                 found.setdefault(recipes[row.first.run_id], []).append(point)
     return {recipe: points for recipe, points in found.items() if len(points) > 1}
 

@@ -67,6 +67,8 @@ def write_model_card(
     # Only the expected calibration error is shown in reliability diagrams.
     (error,) = shown_in("reliability")
     scores = _score(found, metrics)
+    # With a single group, the bootstrap draws reviews.
+    groups = 0 if found.groups is None else len(np.unique(found.groups))
     result, data = _read_json(out_dir / "result.json"), _read_json(out_dir / "data.json")
     data_name = _name_data(config["data"])
     approach = tags.get("approach", "")
@@ -83,7 +85,7 @@ def write_model_card(
         data={**data, "name": data_name, "leakage": {**data["leakage"], **metrics}},
         result=result,
         scores=scores,
-        groups=None if found.groups is None else len(np.unique(found.groups)),
+        groups=groups if groups > 1 else None,
         per_class=_read_json(out_dir / "class_report.json"),
         settings=_list_settings(config, is_network=card["kind"] != "tfidf"),
         seen=metrics.get("characters_seen_share"),

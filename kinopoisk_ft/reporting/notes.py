@@ -158,7 +158,9 @@ def _comparison_notes(table: Table, locale: Locale) -> list[str]:
     notes, comparison = [], table.comparison
     if comparison.means:
         notes.append(locale("note_intervals"))
-    if comparison.groups:
+    if 1 in comparison.groups:
+        notes.append(locale("note_one_group"))
+    elif comparison.groups:
         # The predictions do not tell whether their groups are films or authors.
         by_author = {row.setting("data.split") for row in table.rows} == {"author"}
         count = locale.listed([str(n) for n in comparison.groups])

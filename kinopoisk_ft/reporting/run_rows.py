@@ -166,7 +166,11 @@ def rows_of(runs: list[TrainedRun]) -> list[Row]:
         own = _own_settings([group[0].settings for group in groups])
         for number, (group, settings) in enumerate(zip(groups, own, strict=True), start=1):
             # Seeds are strings of digits. Sorting by length first puts 10 after 9.
-            group.sort(key=lambda run: (len(run.seed), run.seed, run.run_id))
+            group.sort(
+                key=lambda run: (
+                    len(run.seed), run.seed, len(run.train_seed), run.train_seed, run.run_id,
+                )
+            )  # fmt: skip
             row = Row(
                 name=_name(_title(group), settings, number), runs=tuple(group),
                 values=_values(group), own_settings=settings, from_best={},

@@ -100,6 +100,12 @@ class TrainedRun:
     searched: str = ""
 
     @property
+    def repetition(self) -> str:
+        """Return the seed, followed by the seed that drew the reviews if it is another one."""
+        is_same = self.train_seed in ("", self.seed)
+        return self.seed if is_same else f"{self.seed}/{self.train_seed}"
+
+    @property
     def max_length(self) -> str:
         """Return the maximum number of tokens per review, or "" for TF-IDF."""
         return self.settings.get("data.max_length", "") if self.model != BASELINE else ""
@@ -238,12 +244,9 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
         )
     kept = _newest(trained, by_settings=parent is not None)
     return Collected(
-        experiment=to_one_line(found.name),
-        runs=kept,
-        failed=failed,
-        superseded=len(trained) - len(kept),
-        unfinished=unfinished,
-    )
+        experiment=to_one_line(found.name), runs=kept, failed=failed,
+        superseded=len(trained) - len(kept), unfinished=unfinished,
+    )  # fmt: skip
 
 
 def _experiment(client: MlflowClient, name: str) -> Experiment:
@@ -285,9 +288,7 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
         raise UserError(
             f"run '{parent}' is a training run, not a sweep",
             where="--parent",
-            fix=f"pass its sweep: --parent {sweep}"
-            if sweep
-            else "omit --parent, because the run does not belong to a sweep",
+            fix=f"pass its sweep: --parent {sweep}" if sweep else "omit --parent: it has no sweep",
         )
     return _active(client, client.get_experiment(run.info.experiment_id))
 
@@ -300,8 +301,9 @@ def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[
         _search(client, experiment_id, f"{of_sweep} = '{kind}'") for kind in ("train", "skipped")
     )
     try:
-        # A job is skipped if an identical run has finished. That run may belong to another sweep.
-        return runs + [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
+        # A job is skipped if an identical run has finished, in this sweep or in another one.
+        others = {job.data.tags[SAME_AS] for job in skipped} - {run.info.run_id for run in runs}
+        return runs + [client.get_run(other) for other in others]
     except MlflowException as error:
         raise UserError(
             "a job of this sweep was skipped because an identical run existed, but that run is "
@@ -334,17 +336,15 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
     rest = list(itertools.dropwhile(lambda line: not line[:1].strip(), lines))
     # If that line ends with a colon, the next line has the cause.
     line = " ".join(itertools.islice(rest, 2 if rest and rest[0].endswith(":") else 1))
-    if not line:
-        return "no_traceback", ""
-    return "raised", textwrap.shorten(to_one_line(line), CAUSE_CHARACTERS, placeholder=" …")
+    short = textwrap.shorten(to_one_line(line), CAUSE_CHARACTERS, placeholder=" …")
+    return ("raised", short) if line else ("no_traceback", "")
 
 
 def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
     kept: dict[tuple[str, ...], TrainedRun] = {}
     # The oldest run comes first, so newer ones replace it.
     for run in runs:
-        seeds = (run.seed, run.train_seed)
-        key = (run.approach, *seeds, run.data, run.source_digest, run.split_digest)
+        key = (run.approach, run.repetition, run.data, run.source_digest, run.split_digest)
         read = {name: run.settings.get(name) for name in READ}
         kept[(*key, str(run.settings if by_settings else read))] = run
     return list(kept.values())

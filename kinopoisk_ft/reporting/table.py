@@ -222,7 +222,7 @@ def _table(limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predict
 def _approach(row: Row, predictions: Mapping[str, Predictions]) -> Approach:
     return Approach(
         name=row.name,
-        seeds=tuple(run.seed for run in row.runs),
+        seeds=tuple(run.repetition for run in row.runs),
         runs=tuple(predictions.get(run.run_id) for run in row.runs),
         temperatures=tuple(run.metrics.get("temperature") for run in row.runs),
     )

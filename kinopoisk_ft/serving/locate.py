@@ -43,7 +43,7 @@ def _download_model(run_id: str, uri: str | None) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from kinopoisk_ft.tracking.store import default_uri, open_store
+    from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
 
     uri = uri or default_uri()
     client = open_store(uri)
@@ -52,7 +52,7 @@ def _download_model(run_id: str, uri: str | None) -> Path:
     except MlflowException as error:
         raise UserError(
             f"'{run_id}' is neither a folder nor a run in the store",
-            where=uri,
+            where=hide_password(uri),
             fix="use a model folder or a run id from the MLflow UI, or set --uri to another store",
         ) from error
     if run.outputs and run.outputs.model_outputs:
@@ -68,6 +68,8 @@ def _download_model(run_id: str, uri: str | None) -> Path:
 def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
+    from kinopoisk_ft.tracking.store import hide_password
+
     # With tracking.log_model=false, the store contains only the path of the model folder.
     try:
         result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())
@@ -75,7 +77,9 @@ def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
         exists = (folder / CARD).is_file()
     except (MlflowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"run '{run_id}' has no model", where=uri, fix="choose a finished training run"
+            f"run '{run_id}' has no model",
+            where=hide_password(uri),
+            fix="choose a finished training run",
         ) from error
     if not exists:
         raise UserError(

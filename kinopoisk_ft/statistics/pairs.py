@@ -121,7 +121,7 @@ def mcnemar_of(
             with every run of b.
         groups: (N,) group of each review. If given, the p-value comes from a permutation test that
             swaps a and b for whole groups. If each group has one review, this is McNemar's exact
-            test.
+            test. With a single group, reviews are swapped, as without groups.
     """
     if same_seeds:
         run_pairs = list(zip(right_a, right_b, strict=True))
@@ -129,7 +129,7 @@ def mcnemar_of(
         run_pairs = [(a, b) for a in right_a for b in right_b]
     only_a = np.array([np.sum(a & ~b) for a, b in run_pairs])
     only_b = np.array([np.sum(b & ~a) for a, b in run_pairs])
-    if groups is None:
+    if groups is None or len(np.unique(groups)) == 1:
         ps = [_mcnemar(int(x), int(y)) for x, y in zip(only_a, only_b, strict=True)]
     else:
         _, places = np.unique(groups, return_inverse=True)

@@ -254,10 +254,10 @@ def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapt
         # ranks have temporary folders.
         save_base(network, model_dir)
     base = Path(network.base or "")
-    if adapter.needs_saved_base and base.is_relative_to(model_dir.resolve()):
-        # Saving the adapter would delete the files of its base.
+    if base.is_relative_to(model_dir.resolve()):
+        # Saving the model would delete the files of its base.
         raise UserError(
-            "the base model is in the folder to which this run saves its adapter",
+            "the base model is in the folder to which this run saves its model",
             where=f"model.name={base}",
             fix="choose another output_dir",
         )

@@ -131,10 +131,8 @@ def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) 
     # The validation texts are also recorded, because they selected the weights.
     texts = itertools.chain(data.train["text"], data.val["text"])
     record = PretrainingTexts.of(network.base).add(texts)
-    # A folder without config.json contains no model to replace, but perhaps files of the user.
-    replaced = MODEL_FILES if (folder / "config.json").is_file() else ()
     # transformers refuses a folder without config.json, so this file comes last.
-    with write_folder_atomically(folder, "config.json", replaced) as part:
+    with write_folder_atomically(folder, "config.json", MODEL_FILES) as part:
         save_language_model(network, tokenizer, part)
         record.write(part)
 

@@ -89,7 +89,8 @@ class OfflineTracker(Tracker):
             self._log.append("params", values=params)
         # The caller saves the id in `unfinished.json`, so the log must be on disk before that file.
         self._log.sync()
-        if self.system_metrics:
+        # `close_killed` passes no tags: the load of this process is not the load of the killed run.
+        if self.system_metrics and tags:
             self._start_monitor()
         return self._assign_id()
 

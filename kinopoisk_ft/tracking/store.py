@@ -35,6 +35,7 @@ from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 from kinopoisk_ft.tracking.store_schema import (
     FIX_MISSING,
     REMOTE,
+    USE_ANOTHER,
     UnfinishedError,
     UnreachableError,
     check_database,
@@ -54,10 +55,10 @@ EXPERIMENT_TAGS = {
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME: to_mlflow(f"test_{HEADLINE}"),
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER: "True",
 }
-FIX_OPENING = "check this address and its permissions, or use tracking=offline"
+FIX_OPENING = "check this address and its permissions, or train with tracking=offline"
 FIX_LOCKS = (
     "SQLite needs a file system with locks: put the store on a local disk, send the runs to a "
-    "server (make tracking-server), or use tracking=offline"
+    "server (make tracking-server), or train with tracking=offline"
 )
 # A store file that has not changed for this number of seconds is not being created any more.
 SETTLED = 3.0
@@ -165,7 +166,7 @@ def find_experiment(uri: str, name: str) -> tuple[MlflowClient, str] | None:
             if not get_database_file(uri).is_file():
                 return None
             try:
-                check_database(uri)
+                check_database(uri, USE_ANOTHER)
             except UnfinishedError:
                 return None
         client = MlflowClient(tracking_uri=uri)
@@ -270,8 +271,7 @@ def _ensure_database(uri: str, file: Path) -> None:
     before = None
     while True:
         try:
-            another = "set tracking.uri=sqlite:////another/folder/mlflow.db"
-            return check_database(uri, another)
+            return check_database(uri, USE_ANOTHER)
         except UnfinishedError:
             # MLflow's server does not use this lock, so it may be creating the store right now.
             # If the clock was set back, the age is negative, so compare the time of change, too.

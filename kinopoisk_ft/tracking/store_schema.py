@@ -17,6 +17,10 @@ from kinopoisk_ft.errors import UserError, first_line
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
+USE_ANOTHER = (
+    "choose another store: tracking.uri=sqlite:////another/folder/mlflow.db to train, or "
+    "--uri sqlite:////another/folder/mlflow.db"
+)
 FIX_MISSING = "pass a store with --uri <uri>, or train first in this folder: kinopoisk-ft train"
 # Words in SQLite's error messages if another process has locked the file or the disk is full.
 TEMPORARY = ("locked", "busy", "full")

@@ -122,7 +122,14 @@ def _compute_inputs(
             with state.precision.autocast():
                 # This calls the objective, because a batch may contain cached activations.
                 _, logits = state.objective.loss_sum(state.model, batch)
-            # If the layer is not suitable, this ends the run at the first batch.
+            # If the logits or the layer are not suitable, this ends the run at the first batch.
+            if not logits.isfinite().all():
+                raise UserError(
+                    f"the logits are not finite in {state.precision.kind}, so {name} cannot be "
+                    "fitted first",
+                    where="trainer.head_first",
+                    fix="use trainer.precision=fp32, or set trainer.head_first=false",
+                )
             if output is None or not torch.equal(output.float(), logits.float()):
                 raise UserError(
                     f"the logits of this model are not the output of {name}, so it cannot be "

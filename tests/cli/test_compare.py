@@ -104,6 +104,7 @@ def test_examples_without_a_film_are_separate_groups() -> None:
         (["films.csv", "halves.csv"], "have different groups of test examples"),
         (["one=films.csv,a.csv", "films.csv"], "have different groups of test examples"),
         (["one=same.csv", "two=same.csv"], "all test examples belong to the same group"),
+        (["x=single.csv", "y=single.csv"], "there is only one test example"),
     ],
 )
 def test_mistakes_are_explained(
@@ -119,5 +120,6 @@ def test_mistakes_are_explained(
     good.assign(film=[n // 60 for n in range(600)]).to_csv("films.csv", index=False)
     good.assign(group=[n // 300 for n in range(600)]).to_csv("halves.csv", index=False)
     good.assign(group="test").to_csv("same.csv", index=False)
+    good[:1].assign(label="Bad", predicted="Good").to_csv("single.csv", index=False)
     assert main(["compare", *args]) == 1
     assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import caveats, table_notes
 from kinopoisk_ft.reporting.table import Table
 
-EN = Locale("en")
+EN, RU = Locale("en"), Locale("ru")
 
 
 def test_unequal_budgets_are_said_in_words() -> None:
@@ -123,6 +123,13 @@ def test_notes_name_the_groups_of_the_split(split: str, group: str) -> None:
     (note,) = [note for note in table_notes(grouped, EN) if "The split keeps" in note]
     assert f"33 test {group}" in note
     assert note.endswith(f"must come from new {group}.")
+
+
+@pytest.mark.parametrize(("locale", "said"), [(EN, "draws single"), (RU, "отдельные отзывы")])
+def test_a_note_says_that_a_single_group_is_not_drawn(locale: Locale, said: str) -> None:
+    table = one_table(trained(), answered={"bert": [3.0]})
+    grouped = replace(table, comparison=replace(table.comparison, groups=(1,)))
+    assert [note for note in table_notes(grouped, locale) if said in note]
 
 
 def test_each_caveat_is_said_once() -> None:

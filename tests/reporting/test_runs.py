@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
+from mlflow.store.entities import PagedList
+from report_rows import trained
 
 from kinopoisk_ft.reporting.run_rows import rows_of
-from kinopoisk_ft.reporting.runs import _newest, read_trained
+from kinopoisk_ft.reporting.runs import _newest, _runs, read_trained
+from kinopoisk_ft.reporting.table import _approach
+from kinopoisk_ft.tracking.sweep import SAME_AS
 
 
 def finished(**params: str) -> Run:
@@ -28,3 +35,25 @@ def test_another_choice_of_training_reviews_is_another_training(
         assert len(_newest(runs, by_settings=by_settings)) == (1 if repeats else 2)
     (row,) = rows_of(runs)
     assert len(row.runs) == 2
+
+
+def test_runs_are_paired_by_the_seeds_that_drew_their_reviews() -> None:
+    """Run ids are random, so they must not decide which runs are compared."""
+    seeds = [("0", "10"), ("0", "9"), ("1", "1"), ("0", "0")]
+    for order in (seeds, seeds[::-1]):
+        runs = [
+            replace(trained(seed=int(seed)), train_seed=drawn, run_id=str(number))
+            for number, (seed, drawn) in enumerate(order)
+        ]
+        (row,) = rows_of(runs)
+        assert [run.repetition for run in row.runs] == ["0", "0/9", "0/10", "1"]
+        assert _approach(row, {}).seeds == ("0", "0/9", "0/10", "1")
+
+
+def test_a_job_that_repeats_another_one_of_its_sweep_adds_no_run() -> None:
+    run = finished()
+    tags = [RunTag(SAME_AS, run.info.run_id)]
+    job = Run(RunInfo("job", "0", "", "FINISHED", 0, 0, "active"), RunData(tags=tags))
+    pages = iter([[run], [job]])
+    client = SimpleNamespace(search_runs=lambda *_, **__: PagedList(next(pages), None))
+    assert _runs(client, "0", "sweep") == [run]

@@ -43,6 +43,11 @@ def test_mcnemar_of_groups_is_all_ways_to_change_their_sides() -> None:
     single = mcnemar_of(a[None], b[None], same_seeds=True, groups=np.arange(90))
     only_a, only_b = np.sum(a & ~b), np.sum(b & ~a)
     assert single.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    # There are only two ways to change the side of a single group, so they would say nothing.
+    alone, ungrouped = (
+        mcnemar_of(a[None], b[None], same_seeds=True, groups=one) for one in (np.zeros(90), None)
+    )
+    assert alone == ungrouped
 
 
 @pytest.mark.slow

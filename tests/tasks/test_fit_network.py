@@ -76,10 +76,11 @@ def test_a_base_that_an_earlier_version_left_is_neither_loaded_nor_published(pla
     assert "base/config.json" not in list_uploads(folder, "some/base")
 
 
-def test_an_adapter_is_not_saved_over_its_base(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_peft", [True, False])
+def test_a_model_is_not_saved_over_its_base(is_peft: bool, tmp_path: Path) -> None:
     """The files of an earlier model are deleted, and here they would be those of the base."""
     network = make("bert")[2]
     network.base = str(tmp_path / "model" / "encoder")
-    adapter = SimpleNamespace(needs_saved_base=True, freezes=True)
+    adapter = SimpleNamespace(needs_saved_base=is_peft, freezes=True)
     with pytest.raises(UserError, match="the base model is in the folder to which this run saves"):
         fit_network._apply_adapter(adapter, network, tmp_path / "model")

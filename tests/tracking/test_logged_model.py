@@ -17,7 +17,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import PACKAGE
 from kinopoisk_ft.tracking import logged_model
 from kinopoisk_ft.tracking.event_log import find_logs
-from kinopoisk_ft.tracking.offline import OfflineTracker
+from kinopoisk_ft.tracking.offline import OfflineTracker, close_killed
 
 CODE = PACKAGE / "serving" / "pyfunc.py"
 
@@ -110,12 +110,15 @@ def test_system_metrics_continue_after_a_resume(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "60")
-    run = OfflineTracker(
-        uri=None, artifacts=None, experiment="load", log_model=False, system_metrics=True
-    )
-    run_id = run.start("one", {}, {}, folder=tmp_path)
+    settings = {"uri": None, "artifacts": None, "experiment": "load", "log_model": False}
+    run = OfflineTracker(**settings, system_metrics=True)
+    tags = {"model": "bert"}
+    run_id = run.start("one", {}, tags, folder=tmp_path)
     run.finish("KILLED")
-    assert run.start("one", {}, {}, resume=run_id, folder=tmp_path) == run_id
+    # The process that ends a killed run has another load.
+    OfflineTracker(**settings).start("one", {}, {}, resume=run_id, folder=tmp_path)
+    close_killed(OfflineTracker(**settings, system_metrics=True), tmp_path, None)
+    assert run.start("one", {}, tags, resume=run_id, folder=tmp_path) == run_id
     run.finish("FINISHED")
     assert sync.main([str(tmp_path)]) == 0
     (found,) = runs_of(client, "load")

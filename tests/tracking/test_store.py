@@ -267,6 +267,9 @@ def test_an_experiment_is_found_without_creating_anything(tmp_path: Path) -> Non
     assert found is not None
     assert found[1] == experiment
     assert find_experiment(uri, "another") is None
+    (tmp_path / "other.db").write_text("This is no database.")
+    with pytest.raises(UserError, match=r"cannot be read(.|\n)*tracking\.uri=.* --uri"):
+        find_experiment(f"sqlite:///{tmp_path / 'other.db'}", "e")
     (tmp_path / "new").mkdir()
     half_created(tmp_path / "new", 8)
     assert find_experiment(address(tmp_path / "new"), "e") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import architectures
@@ -186,6 +187,13 @@ def test_a_head_that_reads_each_token_is_refused(adapter: str, tmp_path: Path) -
     assert len(passes) == 1
     state, train = prepare("bert", adapter, "trainer.head_first=true", *own, "model.pooling=last")
     fit_head(state, train, balanced=False)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    state, train = prepare("bert", "none", "trainer.head_first=true")
+    nn.init.constant_(find_output_layer(state.model)[1].bias, math.nan)
+    with pytest.raises(UserError, match="logits are not finite in fp32"):
+        fit_head(state, train, balanced=False)
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("pooled", "none"), ("mamba", "lora")])
