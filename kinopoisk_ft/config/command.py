@@ -100,6 +100,20 @@ def format_override(key: str, value: Any) -> str:
     return plain if isinstance(value, str) else f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
+def build_main_flags(hydra: Any) -> list[str]:
+    """Return the flags that select the user's own main config; [] for conf/train.yaml."""
+    main = _find_folders(hydra)["main"]
+    flags = [] if main == str(get_conf_dir()) else ["--config-path", main]
+    if hydra.job.config_name != MAIN_CONFIG:
+        flags += ["--config-name", hydra.job.config_name]
+    return flags
+
+
+def _find_folders(hydra: Any) -> dict[str, str]:
+    # Hydra names the primary config folder "main" and the folder of --config-dir "command-line".
+    return {source.provider: source.path for source in hydra.runtime.config_sources}
+
+
 def _escape_quote(match: re.Match[str]) -> str:
     return 2 * match[1] + match[2].replace('"', '\\"')
 
@@ -110,13 +124,7 @@ def _get_key(override: str) -> str:
 
 
 def _build_config_flags(hydra: Any) -> list[str]:
-    # Hydra names the primary config folder "main" and the folder of --config-dir "command-line".
-    folders = {source.provider: source.path for source in hydra.runtime.config_sources}
-    flags = []
-    if folders["main"] != str(get_conf_dir()):
-        flags += ["--config-path", folders["main"]]
-    if hydra.job.config_name != MAIN_CONFIG:
-        flags += ["--config-name", hydra.job.config_name]
+    folders, flags = _find_folders(hydra), build_main_flags(hydra)
     if "command-line" in folders:
         path, home = Path(folders["command-line"]), hydra.runtime.cwd
         path = path.relative_to(home) if path.is_relative_to(home) else path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, format_override
+from kinopoisk_ft.config.command import (
+    KEYS_WITHOUT_EFFECT,
+    build_main_flags,
+    format_override,
+    get_top_key,
+)
 from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.files import write_atomically
 
@@ -35,14 +41,18 @@ def write_best(
         tuning_trials: number of trials of the search. Runs that use the file record this number for
             the report.
     """
+    known = trial.hydra.runtime.choices
     choices = {
         group: option
-        for group, option in trial.hydra.runtime.choices.items()
+        for group, option in known.items()
         if option is not None and not group.startswith(NOT_CHOSEN)
     }
-    plain = loader.load_configuration(
-        trial.hydra.job.config_name, [f"{g}={o}" for g, o in choices.items()], RunMode.RUN
-    )
+    # An option may come from a folder on the user's search path.
+    overrides = [o for o in trial.hydra.overrides.hydra if o.startswith("hydra.searchpath=")]
+    # The new file replaces an experiment file that the user's own main config selects.
+    overrides += ["~experiment"] if known.get("experiment") else []
+    overrides += [f"{group}={option}" for group, option in choices.items()]
+    plain = loader.load_configuration(trial.hydra.job.config_name, overrides, RunMode.RUN)
     before, after = (_flatten_settings(cfg) for cfg in (plain, trial))
     content = DictConfig({"tuning_trials": tuning_trials})
     for key, value in after.items():
@@ -60,16 +70,34 @@ def write_best(
 def format_command(trial: DictConfig, folder: Path) -> str:
     """Return the command that trains a model with best.yaml.
 
-    If the search was started with --config-dir, the command repeats this option.
+    The command repeats which main config and which folders of configs the search used.
     """
-    folders = [s.path for s in trial.hydra.runtime.config_sources if s.provider == "command-line"]
-    args = ["--config-dir", *(folders or [str(folder)]), "experiment=best"]
+    sources, main = trial.hydra.runtime.config_sources, build_main_flags(trial.hydra)
+    folders = [s.path for s in sources if s.provider == "command-line"]
+    searched = [
+        f"{s.schema}://{s.path}" for s in sources if s.provider.startswith("hydra.searchpath")
+    ]
     # Hydra accepts only one --config-dir, so best.yaml must be on the search path.
     if folders:
-        args.append(format_override("hydra.searchpath", [f"file://{folder.absolute()}"]))
+        searched.insert(0, f"file://{folder.absolute()}")
+    args = [*main, "--config-dir", *(folders or [str(folder)]), "experiment=best"]
+    if searched:
+        args.append(format_override("hydra.searchpath", searched))
     # Repeat deletions of keys, because an experiment file can only change values.
-    args += [o for o in get_overrides(trial.hydra) if o.startswith("~")]
+    overrides = get_overrides(trial.hydra)
+    args += [o for o in overrides if o.startswith("~")]
+    if main:
+        # The user's own main config replaces values and options of best.yaml, and may be a sweep.
+        args += ["hydra.mode=RUN", *filter(_changes_main_config, overrides)]
     return shlex.join(["python", "-m", "kinopoisk_ft", *args])
+
+
+def _changes_main_config(override: str) -> bool:
+    # An override with a single + adds a key that the main config does not have.
+    if re.match(r"~|\+(?!\+)", override):
+        return False
+    key = get_top_key(override)
+    return key not in KEYS_WITHOUT_EFFECT and not key.startswith(NOT_CHOSEN)
 
 
 def _flatten_settings(cfg: DictConfig) -> dict[str, Any]:

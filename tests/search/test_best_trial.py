@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from composing import plain
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.types import RunMode
 from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
+from quick import quick
 from searching import SMALL, search
 from sweeping import _here as _here
 from sweeping import newest_parent
@@ -18,7 +25,7 @@ from sweeping import place as place
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.reporting.runs import collect
-from kinopoisk_ft.search.best_trial import BEST, format_command
+from kinopoisk_ft.search.best_trial import format_command, write_best
 from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes
 
 
@@ -61,25 +68,83 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     assert scores[0] == scores[1]
 
 
-def test_the_command_keeps_a_config_dir_and_what_no_file_can_say(tmp_path: Path) -> None:
-    sources = [{"path": "/conf", "provider": "main"}, {"path": "my", "provider": "command-line"}]
-    hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": ["~model.x", "seed=1"]}}
-    args = shlex.split(format_command(DictConfig({"hydra": hydra}), tmp_path))
-    assert args[3:] == [
-        "--config-dir", "my", "experiment=best", f'hydra.searchpath=["file://{tmp_path}"]',
-        "~model.x",
-    ]  # fmt: skip
+MINE = {
+    "my/my.yaml": """defaults:
+  - train
+  - override model: tfidf
+  - override experiment: mine
+  - _self_
+trainer:
+  epochs: 5
+""",
+    "my/experiment/mine.yaml": """# @package _global_
+trainer:
+  log_every: 7
+""",
+    "replaced/main.yaml": f"""defaults:
+  - train
+  - _self_
+hydra:
+  searchpath:
+    - file://{get_conf_dir()}
+    - file://other
+trainer:
+  epochs: 5
+""",
+    "other/model/mine.yaml": """defaults:
+  - bert_scratch
+num_layers: 3
+""",
+}
+OTHER = ["model=mine", "hydra.searchpath=[file://other]"]
 
 
-def test_the_command_finds_a_folder_with_any_name(tmp_path: Path) -> None:
-    sources = [{"path": "/conf", "provider": "main"}, {"path": "my", "provider": "command-line"}]
-    hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": []}}
-    folder = tmp_path / "мои фильмы, 1"
-    (folder / BEST).parent.mkdir(parents=True)
-    (folder / BEST).write_text("# @package _global_\nseed: 7")
-    args = shlex.split(format_command(DictConfig({"hydra": hydra}), folder))
-    with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
-        assert compose("train", args[5:]).seed == 7
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    quick(
+        [
+            (["--config-dir", "my", "--config-name", "my"], [*OTHER, "trainer.epochs=2"]),
+            ([], [*OTHER, "~model.vocab_size"]),
+            (["--config-path", "replaced", "--config-name", "main"],
+             ["model=mine", "++trainer.epochs=2", "+trainer.optimizer.maximize=false"]),
+            (["--config-dir", "other"], ["model=mine"]),
+        ],
+        2,
+    ),
+)  # fmt: skip
+def test_the_command_trains_the_best_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], options: list[str]
+) -> None:
+    for name, text in MINE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("мои фильмы, 1")
+    loader, trial = load([*flags, "sweep=lr_search", "output_dir=out", "adapter.lr=0.1", *options])
+    write_best(loader, trial, folder, "", tuning_trials=7)
+    _, best = load(shlex.split(format_command(trial, folder))[3:])
+    assert settings(best) == settings(trial)
+    assert (best.trainer.epochs, best.model.num_layers) == (trial.trainer.epochs, 3)
+    assert best.hydra.mode != RunMode.MULTIRUN
+    assert best.tuning_trials == 7
+
+
+def load(args: list[str]) -> tuple[ConfigLoader, DictConfig]:
+    """Compose the config of a command line, as Hydra does."""
+    typed = get_args_parser().parse_args(args)
+    folder = Path(typed.config_path or get_conf_dir()).absolute()
+    path = create_config_search_path(str(folder))
+    if typed.config_dir:
+        folder = Path(typed.config_dir).absolute()
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    loader = ConfigLoaderImpl(path)
+    name = typed.config_name or "train"
+    return loader, loader.load_configuration(name, typed.overrides, RunMode.RUN)
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    whole: Any = OmegaConf.to_container(cfg)
+    return {k: v for k, v in whole.items() if k not in {"hydra", *KEYS_WITHOUT_EFFECT}}
 
 
 def rate(outcome: Outcome) -> str:
