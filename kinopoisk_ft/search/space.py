@@ -83,21 +83,19 @@ def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDist
     found: dict[str, BaseDistribution] = {}
     searched = {override.key_or_group for override in [*search.declared, *search.asked]}
     for override in search.declared:
-        why = _explain_unsearchable(override, base, searched)
-        if why is None:
+        refusal = _explain_unsearchable(override, base, searched)
+        if refusal is None:
             found[override.key_or_group] = build_distribution(override, base)
         else:
-            log.info("not searched: %s, because %s", override.key_or_group, why)
+            log.info("not searched: %s, because %s", override.key_or_group, refusal[0])
     for override in search.asked:
-        why = _explain_unsearchable(override, base, searched)
-        if why is not None:
-            known = [*flatten(OmegaConf.to_container(base)), *base.hydra.runtime.choices]
+        refusal = _explain_unsearchable(override, base, searched)
+        if refusal is not None:
+            why, fix = refusal
             raise UserError(
                 f"{override.key_or_group} cannot be a search parameter: {why}",
                 where=str(override.input_line),
-                fix=suggest_name(
-                    override.key_or_group, [key for key in known if _is_searchable(str(key))]
-                ),
+                fix=fix,
             )
         found[override.key_or_group] = build_distribution(override, base)
     if not found:
@@ -182,20 +180,29 @@ def _is_searchable(key: str) -> bool:
     return key.startswith(SEARCHED) and key not in COMPARED
 
 
-def _explain_unsearchable(override: Override, base: DictConfig, searched: set[str]) -> str | None:
+def _explain_unsearchable(
+    override: Override, base: DictConfig, searched: set[str]
+) -> tuple[str, str] | None:
+    """Return why the key cannot be searched, and what the user can change."""
     key = override.key_or_group
+    known = [*flatten(OmegaConf.to_container(base)), *map(str, base.hydra.runtime.choices)]
+    other_key = suggest_name(key, filter(_is_searchable, known))
     if not _is_searchable(key):
-        return "it decides where results are written, or which reviews and scores are compared"
+        why = "it decides where results are written, or which reviews and scores are compared"
+        return why, other_key
     now = _get_value(key, base)
     if now is ABSENT:
-        return "the selected model, adapter and trainer have no such key"
+        return "the selected model, adapter and trainer have no such key", other_key
     # By default, trainer.lr is ${adapter.lr}. With any other value, adapter.lr has no effect.
     if key == "adapter.lr" and "trainer.lr" in searched:
-        return "trainer.lr has a range, which replaces it"
+        fix = "remove the range of adapter.lr or of trainer.lr"
+        return "trainer.lr has a range, which replaces it", fix
     if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
-        return "trainer.lr does not refer to it in this config"
+        fix = "remove the value of trainer.lr, or set the range for trainer.lr"
+        return "trainer.lr does not refer to it in this config", fix
     if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):
-        return f"the tag relative needs a current value above 0, not {now}"
+        why = f"the tag relative needs a current value above 0, not {now}"
+        return why, "remove the tag relative, and write the bounds themselves"
     return None
 
 
