@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +142,24 @@ def lock_folder(folder: Path, file: Path) -> FileLock:
     return lock
 
 
-def discard_unfinished(sweep_dir: Path) -> None:
+@contextmanager
+def discard_unfinished(sweep_dir: Path) -> Iterator[None]:
     """Delete the checkpoints of unfinished runs in the numbered job folders of a sweep.
+
+    The folders are locked before the `with` block, and the checkpoints are deleted after it. If the
+    block raises an error, nothing is deleted.
 
     Raises:
         UserError: another process is using the folder of a job.
     """
-    for file in sweep_dir.glob(f"*/{UNFINISHED}"):
-        # Another folder here, such as 300_labels, belongs to another run.
-        if not file.parent.name.isdigit():
-            continue
-        run = RunFolder(file.parent, {})
-        with run.lock():
+    folders = [file.parent for file in sweep_dir.glob(f"*/{UNFINISHED}")]
+    # Another folder here, such as 300_labels, belongs to another run.
+    runs = [RunFolder(folder, {}) for folder in folders if folder.name.isdigit()]
+    with ExitStack() as locks:
+        for run in runs:
+            locks.enter_context(run.lock())
+        yield
+        for run in runs:
             run.mark_finished()
 
 

@@ -148,7 +148,9 @@ class Search(Sweeper):
         if start_over:
             # Trials must not resume from checkpoints of earlier trials. The option resume=never
             # would also prevent that a trial resumes after Slurm or Ray has restarted it.
-            discard_unfinished(self.folder)
+            with discard_unfinished(self.folder):
+                # The store may refuse the search, and then nothing must be lost.
+                self.parent.open(self.config)
             # Folders with other names are not found, so there the trials start over themselves.
             plain: Any = OmegaConf.to_container(self.config.hydra.sweep)
             if plain["subdir"] != "${hydra.job.num}":
@@ -158,8 +160,9 @@ class Search(Sweeper):
         study = open_study(self.folder, self.pruner, _get_direction(self.metric))
         check_study(study, about)
         study.set_user_attr(METRIC, self.metric)
-        # The parent run starts only after all checks, so a search that is refused leaves no run.
-        self.parent.open(self.config, resumed)
+        if not start_over:
+            # The parent run starts after all checks, so a search that is refused leaves no run.
+            self.parent.open(self.config, resumed)
         return study
 
     def _job_overrides(self, trial: FrozenTrial) -> list[str]:

@@ -20,8 +20,9 @@ from kinopoisk_ft import run_folder
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.run_folder import RunFolder
+from kinopoisk_ft.search.study import JOURNAL, open_study
 from kinopoisk_ft.search.trial import watch_trial
-from kinopoisk_ft.sweeps.jobs import read_outcomes, record_lost_jobs
+from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost_jobs
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.sweep import ParentRun
@@ -187,6 +188,34 @@ def test_a_search_that_starts_over_keeps_no_checkpoint(
     # Job folders with names of their own are not found, so there the trials start over themselves.
     assert search(*args, "rerun=true", "hydra.sweep.subdir=${hydra.job.override_dirname}") == 0
     assert seen[2:] == ["never"]
+
+
+def test_a_search_that_is_refused_deletes_nothing(
+    monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place / "refused"
+    for name in ("0", "1"):
+        RunFolder(folder / name, {}).mark_started("old")
+        (folder / name / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    open_study(folder, None, "maximize")
+    Outcome(0, "done", []).write(folder)
+    files, journal = set(folder.rglob("*")), (folder / JOURNAL).read_text()
+
+    def refuse(*_: Any, **options: Any) -> str:
+        raise UserError("the store has another schema")
+
+    monkeypatch.setattr(Tracker, "start", refuse)
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.0)
+    args = [*PRETENDED, "output_dir=refused", "rerun=true"]
+    assert search(*args) == 1
+    assert "the store has another schema" in capsys.readouterr().err
+    # The last folder is locked, so that the others would be changed before it.
+    *_, last = folder.glob("*/unfinished.json")
+    with RunFolder(last.parent, {}).lock():
+        assert search(*args) == 1
+    assert "another process is using this output folder" in capsys.readouterr().err
+    assert files <= set(folder.rglob("*"))
+    assert (folder / JOURNAL).read_text() == journal
 
 
 def test_a_second_search_in_a_folder_changes_nothing(
