@@ -27,12 +27,11 @@ from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_recorded
-from kinopoisk_ft.tracking.sweep import notes_folder
+from kinopoisk_ft.tracking.sweep import FORECAST, notes_folder
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
 from kinopoisk_ft.training.settings import Settings
 
-FORECAST = "forecast.json"
 # 256 tokens of a Russian subword vocabulary hold about 900 characters of a review.
 CHARACTERS_PER_TOKEN = 3.5
 # FLOPs per weight and token, forward (Kaplan et al., 2020, https://arxiv.org/abs/2001.08361).

@@ -30,7 +30,8 @@ from kinopoisk_ft.training.distributed import torchrun
 
 log = logging.getLogger(__name__)
 
-PARENT = "parent.json"
+# Files in the folder of `notes_folder`: the id of the parent run, and the forecast of a grid.
+PARENT, FORECAST = "parent.json", "forecast.json"
 # MLflow tag of a skipped job with the id of the identical finished run.
 SAME_AS = "kinopoisk_ft.same_as"
 
@@ -138,6 +139,8 @@ class ParentRun(Callback):
         # The table at the end must not list the jobs of an earlier sweep in this folder.
         for old in [] if resumed else notes.glob("[0-9]*.json"):
             old.unlink()
+        # A new forecast is written only after this, and a search has none.
+        (notes / FORECAST).unlink(missing_ok=True)
         # Jobs may run in other processes or on other machines, so they read the id from a file.
         write_atomically(notes / PARENT, json.dumps(self.run_id))
         ParentRun.opened = self

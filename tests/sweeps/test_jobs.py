@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.sweeps import jobs
+from kinopoisk_ft.sweeps.forecast import Expected, read_forecast, write_forecast
 from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder, read_parent
 
 
@@ -47,21 +48,36 @@ def test_a_note_of_the_first_version_is_read(tmp_path: Path) -> None:
 def test_a_damaged_note_of_the_parent_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parent = ParentRun()
-    config = OmegaConf.create({
-        "hydra": {"sweep": {"dir": str(tmp_path)}, "runtime": {"choices": {}},
-                  "overrides": {"task": []}},
-        "tracking": {"_target_": "kinopoisk_ft.tracking.base.Tracker", "uri": None,
-                     "experiment": ""},
-    })  # fmt: skip
     note = notes_folder(tmp_path) / "parent.json"
     note.parent.mkdir()
     note.write_text('"abc')
     with pytest.raises(UserError, match="start the sweep again"):
         read_parent(tmp_path)
-    parent.open(config, resumed=True)
+    open_parent(tmp_path, resumed=True)
     assert "a new parent run is created" in caplog.text
     assert read_parent(tmp_path) is None
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_forecast_of_an_earlier_sweep_is_deleted(tmp_path: Path, resumed: bool) -> None:
+    """A resumed search keeps the outcomes of its trials."""
+    jobs.Outcome(0, "done", []).write(tmp_path)
+    write_forecast([Expected("tfidf", False, 9.0)] * 5, tmp_path)
+    open_parent(tmp_path, resumed)
+    assert read_forecast(tmp_path) == []
+    assert len(jobs.read_outcomes(tmp_path)) == resumed
+
+
+def open_parent(sweep_dir: Path, resumed: bool) -> None:
+    """Start and end the parent run of a sweep that is not tracked."""
+    config = OmegaConf.create({
+        "hydra": {"sweep": {"dir": str(sweep_dir)}, "runtime": {"choices": {}},
+                  "overrides": {"task": []}},
+        "tracking": {"_target_": "kinopoisk_ft.tracking.base.Tracker", "uri": None,
+                     "experiment": ""},
+    })  # fmt: skip
+    parent = ParentRun()
+    parent.open(config, resumed)
     parent.close("FINISHED")
 
 

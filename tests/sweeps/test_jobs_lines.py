@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kinopoisk_ft.sweeps.forecast import FORECAST, Expected, read_forecast, write_forecast
+from kinopoisk_ft.sweeps.forecast import Expected, read_forecast, write_forecast
 from kinopoisk_ft.sweeps.jobs import Outcome, format_job
-from kinopoisk_ft.tracking.sweep import notes_folder
+from kinopoisk_ft.tracking.sweep import FORECAST, notes_folder
 
 JOBS = [
     Expected("tfidf", True, 0.0), Expected("bert", False, 100.0), Expected("bert", False, 100.0),
