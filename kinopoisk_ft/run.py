@@ -22,6 +22,7 @@ from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.event_log import EventLog
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import read_parent
 from kinopoisk_ft.training.distributed.processes import (
@@ -58,7 +59,11 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         # An earlier process that was killed in this folder could not end its run in the store.
         close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
         parent_id = read_parent(prepared.job.sweep_dir) if prepared.job else None
-        run_id = tracker.start(name, plain, tags, parent_id, resumed_id, folder=out_dir)
+        # The id is saved before the run exists. Otherwise, if the disk is full, a run could remain
+        # that the repeated command does not find.
+        local_id = resumed_id or EventLog.new(out_dir).local_id
+        folder.mark_started(local_id)
+        run_id = tracker.start(name, plain, tags, parent_id, local_id, folder=out_dir)
         try:
             folder.mark_started(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from composing import compose_config, plain
+from mlflow import MlflowClient
 from places import SAVED
 from safetensors import SafetensorError
 from tracked import refuse_access
@@ -18,6 +20,7 @@ from kinopoisk_ft.cli import main
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.run_folder import RunFolder, read_seed
 from kinopoisk_ft.tracking.event_log import find_logs
+from kinopoisk_ft.tracking.store import default_uri
 
 CONFIG = {"seed": 1, "resume": "auto"}
 
@@ -152,6 +155,29 @@ def test_a_full_disk_is_reported(
     assert ("run/model/model.safetensors" in told) == isinstance(error, OSError)
     assert "run the same command again" in told
     assert (tmp_path / "run" / "unfinished.json").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_that_cannot_be_marked_as_started_is_continued(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is marked with a local id before it starts, and with its id in the store afterwards."""
+    monkeypatch.chdir(tmp_path)
+    args = ["experiment=demo_tfidf", "data.reviews=300", "output_dir=run"]
+    mark, calls = RunFolder.mark_started, itertools.count(1)
+
+    def fail(folder: RunFolder, run_id: str) -> None:
+        if next(calls) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/unfinished.json")
+        mark(folder, run_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "mark_started", fail)
+        assert command(args) == 1
+    assert command(args) == 0
+    client = MlflowClient(default_uri())
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.info.status for run in found] == ["FINISHED"]
 
 
 def command(args: list[str]) -> int:

@@ -42,7 +42,8 @@ class Tracker:
         Args:
             config: a nested dict, which is recorded as params with dotted names (`trainer.lr`).
             parent: the id of the sweep's parent run.
-            resume: the id of an unfinished run to resume. Values already recorded are skipped.
+            resume: the id of an unfinished run to resume; values already recorded are skipped. If
+                it is a local id without a run, the new run gets this id.
             folder: the output folder of the run.
         """
         # `ParentRun` stores an empty id as None, which means that the jobs are not tracked.

@@ -6,6 +6,7 @@ import getpass
 import itertools
 import logging
 import os
+import re
 import shlex
 import socket
 from pathlib import Path
@@ -15,10 +16,12 @@ from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import PACKAGE
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.tracking.event_log import EventLog, find_logs
+from kinopoisk_ft.tracking.event_log import FOLDER, OFFLINE, EventLog, find_logs
 
 log = logging.getLogger(__name__)
 
+# The id may come from a file of somebody else, and becomes the name of a file.
+LOCAL_ID = re.compile(f"{OFFLINE}[0-9a-f]{{24}}")
 # Seconds to wait for the log's lock if `sync` is sending the same run.
 LOCK_PATIENCE = 10.0
 # MLflow's user interface shows a run with this tag below its parent run.
@@ -69,10 +72,8 @@ class OfflineTracker(Tracker):
             The id of the run: its local id, or its id in the store if the store has assigned one.
         """
         found = _find_log(folder, resume) if resume else None
-        if resume and found is None:
-            log.warning("%s has no event log of run %s, so a new run is created", folder, resume)
         self._is_new = found is None
-        self._log = found or EventLog.new(folder)
+        self._log = found or _new_log(folder, resume)
         self._log.open(LOCK_PATIENCE)
         # MLflow stores params as strings.
         params = {key: str(value) for key, value in flatten(config).items()}
@@ -275,6 +276,17 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
 
 def _find_log(folder: Path, run_id: str) -> EventLog | None:
     return next((one for one in find_logs(folder) if run_id in one.ids), None)
+
+
+def _new_log(folder: Path, wanted: str | None) -> EventLog:
+    if wanted and LOCAL_ID.fullmatch(wanted):
+        same = EventLog(folder / FOLDER / f"{wanted.removeprefix(OFFLINE)}.jsonl")
+        # A damaged log with this id stays as it is.
+        if not same.events:
+            return same
+    if wanted:
+        log.warning("%s has no event log of run %s, so a new run is created", folder, wanted)
+    return EventLog.new(folder)
 
 
 def _warn_if_replaced(current: EventLog) -> None:
