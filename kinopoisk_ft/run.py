@@ -59,13 +59,13 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         # An earlier process that was killed in this folder could not end its run in the store.
         close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
         parent_id = read_parent(prepared.job.sweep_dir) if prepared.job else None
-        # The id is saved before the run exists. Otherwise, if the disk is full, a run could remain
-        # that the repeated command does not find.
+        # The local id is saved before the run exists, and never replaced by the id in the store.
+        # Otherwise, a full disk or a damaged event log could leave a run in the store that the
+        # repeated command does not find.
         local_id = resumed_id or EventLog.new(out_dir).local_id
         folder.mark_started(local_id)
         run_id = tracker.start(name, plain, tags, parent_id, local_id, folder=out_dir)
         try:
-            folder.mark_started(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
             write_json(out_dir / TAGS, tags)
             tracker.artifact(out_dir / "config.yaml")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 from pathlib import Path
@@ -157,27 +156,30 @@ def test_a_full_disk_is_reported(
     assert (tmp_path / "run" / "unfinished.json").exists()
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_run_that_cannot_be_marked_as_started_is_continued(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["full disk", "truncated log"])
+def test_the_repeated_command_continues_the_run_in_the_store(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is marked with a local id before it starts, and with its id in the store afterwards."""
+    """The store never gets a second run, neither a failed one nor one that seems to be running."""
     monkeypatch.chdir(tmp_path)
     args = ["experiment=demo_tfidf", "data.reviews=300", "output_dir=run"]
-    mark, calls = RunFolder.mark_started, itertools.count(1)
 
-    def fail(folder: RunFolder, run_id: str) -> None:
-        if next(calls) == number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/unfinished.json")
-        mark(folder, run_id)
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/unfinished.json")
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "mark_started", fail)
+        if fault == "full disk":
+            patched.setattr(RunFolder, "mark_started", fail)
+        else:
+            patched.setattr("kinopoisk_ft.tasks.finetune.record_data", fail)
         assert command(args) == 1
+    for file in tmp_path.glob("run/tracking/*.jsonl"):
+        os.truncate(file, 10)
     assert command(args) == 0
     client = MlflowClient(default_uri())
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert [run.info.status for run in found] == ["FINISHED"]
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["test/f1_weighted"] > 0.5
 
 
 def command(args: list[str]) -> int:

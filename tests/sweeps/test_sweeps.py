@@ -25,6 +25,7 @@ from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.sweeps import jobs
+from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.offline import OfflineTracker
 from kinopoisk_ft.tracking.sweep import ParentRun
@@ -143,14 +144,14 @@ def test_a_killed_sweep_that_resumes_has_all_its_jobs(
     args = [f"tracking.experiment={name}", "tracking.log_model=false", f"output_dir={name}"]
     command = [sys.executable, "-c", KILLED, "-m", *DATA, "model=tfidf", *args, "seed=0,1,2"]
     assert subprocess.run(command, cwd=place, check=False).returncode == -signal.SIGKILL
-    stopped = json.loads((place / name / "1" / "unfinished.json").read_text())["run_id"]
+    (stopped,) = find_logs(place / name / "1")
 
     assert sweep(*args, f"seed={seeds}") == 0
     assert "jobs: 2 done, 1 skipped, 0 failed" in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     held = collect(client, name, newest_parent(client, name)[0])
     assert {run.seed for run in held.runs} == set(seeds.split(","))
-    assert stopped in {run.run_id for run in held.runs}
+    assert stopped.state.run_id in {run.run_id for run in held.runs}
     assert (held.superseded, held.unfinished) == (0, 0)
     experiment = client.get_experiment_by_name(name).experiment_id
     sweeps = client.search_runs([experiment], "tags.`kinopoisk_ft.kind` = 'sweep'")
