@@ -181,6 +181,25 @@ def test_cancelled_jobs_are_reported_and_resume(
     assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()
 
 
+def test_a_search_has_several_batches_and_resumes_a_cancelled_trial(
+    cluster: Cluster, place: Path
+) -> None:
+    """Two trials run at once. The third one starts as soon as the results of both are there."""
+    args = ["sweep=lr_search", "hydra.sweeper.n_trials=3", "hydra.launcher.array_parallelism=2"]
+    sweep = Sweep(cluster, place, *args)
+    sweep.wait_for_training(0)
+    array = next(iter(sweep.jobs())).partition("_")[0]
+    cluster.query("scancel", f"{array}_0")
+    (place / SLOW).unlink()
+    code, out, err = sweep.end()
+    assert code == 1, err
+    assert "jobs: 2 done, 0 skipped, 0 failed, 1 unfinished\n" in out
+    code, out, err = Sweep(cluster, place, *args).end()
+    assert code == 0, err
+    assert "jobs: 3 done, 0 skipped, 0 failed\n" in out
+    assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()
+
+
 @pytest.mark.usefixtures("heeded")
 def test_ctrl_c_cancels_the_jobs(cluster: Cluster, place: Path) -> None:
     sweep = Sweep(cluster, place, "seed=0,1,2")
