@@ -91,6 +91,8 @@ def _panel(axes: Axes, table: Table, column: str, looks: Looks, locale: Locale) 
         axes.plot(x, f1, color=look.colour, marker=look.marker, markersize=MARKER, linestyle="",
                   markeredgecolor="white", zorder=3, gid=name_point(row, table))  # fmt: skip
     front = [points[i] for i in pareto_front(points)]
+    # The last point has the highest score, so the line goes on to the most expensive approach.
+    front += [(max(positions), f1) for _, f1 in front[-1:]]
     # Up to the next point of the front, the score of the cheaper approach is the highest.
     axes.step([x for x, _ in front], [f1 for _, f1 in front], where="post", color=GREY,
               linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip

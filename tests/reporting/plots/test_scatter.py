@@ -59,3 +59,11 @@ def test_pareto_front_is_what_nothing_dominates() -> None:
     found = pareto_front(points)
     assert set(found) == expected
     assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
+
+
+def test_the_front_is_drawn_even_if_one_approach_is_on_it() -> None:
+    fast = trained("bert", train_seconds=0.2, test_f1_weighted=0.95)
+    table = one_table(fast, trained("gru", train_seconds=40.0))
+    axes = draw(table, EN, assign_looks(["bert", "gru"])).axes[0]
+    (front,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert front.get_xydata().tolist() == [[0.2, 0.95], [40.0, 0.95]]
