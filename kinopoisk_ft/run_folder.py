@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -211,8 +212,9 @@ def check_sweep_folders(config: DictConfig) -> None:
     # `subdir` refers to values that Hydra sets only inside a job.
     plain: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if "override_dirname" in str(plain["subdir"]):
-        # A user's config may interpolate values that exist only inside a job.
-        with suppress(OmegaConfBaseException):
+        # A user's config may interpolate values that exist only inside a job, and the intervals of
+        # a search have no longest value.
+        with suppress(OmegaConfBaseException, HydraException):
             error = _explain_long_name(
                 _compose_longest_folder(config.copy()),
                 f"hydra.sweep.subdir={plain['subdir']}",
