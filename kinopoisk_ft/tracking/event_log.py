@@ -47,15 +47,10 @@ FIELDS: dict[str, dict[str, Any]] = {
         "name": str, "tags": dict, "experiment": str,
         "uri": OPTIONAL_TEXT, "artifacts": OPTIONAL_TEXT, "host": OPTIONAL_TEXT,
     },
-    "reopen": {},
-    "params": {"values": dict},
-    "metrics": {"values": dict, "step": int},
-    "tags": {"values": dict},
-    "artifact": {"path": str},
-    "dataset": {"context": str, "values": dict},
+    "reopen": {}, "params": {"values": dict}, "metrics": {"values": dict, "step": int},
+    "tags": {"values": dict}, "artifact": {"path": str}, "register": {"name": str},
+    "dataset": {"context": str, "values": dict}, "finish": {"status": str},
     "model": {"path": str, "code": str, "class_names": list},
-    "register": {"name": str},
-    "finish": {"status": str},
 }  # fmt: skip
 
 
@@ -293,6 +288,7 @@ def _write_line(descriptor: int, event: Event) -> None:
 def _read_events(file: Path) -> list[Event]:
     events: list[Event] = []
     lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    has_checksum = False
     # The last element is empty, or a line that is still being written.
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -300,6 +296,10 @@ def _read_events(file: Path) -> list[Event]:
         except ValueError as error:
             log.warning("skipping a damaged line: %s, line %d: %s", file, number, error)
             continue
+        had_checksum, has_checksum = has_checksum, CHECKSUM.search(line) is not None
+        if events and event["seq"] <= events[-1]["seq"] and has_checksum and not had_checksum:
+            log.warning("skipping a damaged line: %s, line %d: wrong number", file, number - 1)
+            events.pop()
         # A line is repeated if a signal handler raised an exception just after it was written.
         if not events or event["seq"] > events[-1]["seq"]:
             events.append(event)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -44,6 +46,22 @@ def test_a_damaged_line_is_reported_and_skipped(
     log.file.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
     assert [event["seq"] for event in EventLog(log.file).events] == [1, 3]
     assert "skipping a damaged line" in caplog.text
+
+
+def test_a_wrong_number_without_a_checksum_hides_no_later_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    for number in range(4):
+        log.append("metrics", values={"x": 1.0}, step=number)
+    log.close()
+    first, second, *rest = log.file.read_text().splitlines()
+    wrong = json.dumps({**json.loads(second), "seq": 4})
+    wrong = re.sub(r', "crc": \d+', "", wrong)
+    log.file.write_text("\n".join([first, wrong, *rest]) + "\n")
+    assert [event["seq"] for event in EventLog(log.file).events] == [1, 3, 4]
+    assert "line 2: wrong number" in caplog.text
 
 
 def test_another_thread_may_close_the_log_during_fsync(
