@@ -133,9 +133,12 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
         print(f"error: {explain_error(error, args)}", file=sys.stderr)
         return 2
     except OSError as error:
-        # The error has a file name if Hydra cannot create the output folder; others are unexpected.
+        # The error has a file name if Hydra cannot create the output folder.
         if error.filename is None:
-            raise
+            if not is_composition_error(error):
+                raise
+            print(f"error: {explain_error(error, args)}", file=sys.stderr)
+            return 2
         from kinopoisk_ft.run_folder import explain_folder_error
 
         print(f"error: {explain_folder_error(error)}", file=sys.stderr)

@@ -113,7 +113,8 @@ def explain_error(error: Exception, args: list[str]) -> str:
     from yaml import YAMLError
 
     text = str(error)
-    if isinstance(error, YAMLError | UnicodeDecodeError):
+    # Some errors of Hydra are also OSErrors.
+    if isinstance(error, YAMLError | UnicodeDecodeError) or type(error) is OSError:
         return str(_explain_file(error, args))
     if isinstance(error, OverrideParseException):
         return str(_explain_syntax_error(error.override, args))
@@ -151,10 +152,12 @@ def _explain_file(error: Exception, args: list[str]) -> UserError:
         where = f"{mark.name}:{mark.line + 1}"
         what = f"malformed YAML: {getattr(error, 'problem', '')}"
         return UserError(what, where=where, fix="correct the file")
+    # OmegaConf raises an OSError for a file with a single number, for example.
+    fix = "write lines such as `key: value` into the file"
     return UserError(
         f"a config file cannot be read: {first_line(error)}",
         where=getattr(error, "name", None) or ", ".join(map(str, find_config_dirs(args))),
-        fix="save the file as UTF-8, without control characters",
+        fix=fix if isinstance(error, OSError) else "save it as UTF-8, without control characters",
     )
 
 
@@ -279,10 +282,15 @@ def _list_nodes(node: Any, prefix: str = "") -> list[str]:
     return [*nodes, *inner]
 
 
-def is_composition_error(error: TypeError) -> bool:
-    """Return whether Hydra's own code raised a TypeError, for example for `adapter=[1]`."""
+def is_composition_error(error: Exception) -> bool:
+    """Return whether the code of Hydra or OmegaConf raised an error, for example for `adapter=[1]`.
+
+    Hydra loads config files with OmegaConf.
+    """
     last = error.__traceback__
     # The last entry of a traceback is the frame in which the error was raised.
     while last and last.tb_next:
         last = last.tb_next
-    return last is not None and last.tb_frame.f_globals["__name__"].startswith("hydra._internal.")
+    return last is not None and last.tb_frame.f_globals["__name__"].startswith(
+        ("hydra._internal.", "omegaconf.omegaconf")
+    )

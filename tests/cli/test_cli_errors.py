@@ -112,6 +112,7 @@ BROKEN = {
     b"\ttrainer: 1\n": "malformed YAML: found character '\\t' that cannot start any token",
     b"# \xec\xeb\xe9\n": "a config file cannot be read: 'utf-8' codec",
     b"a: \x00\n": "a config file cannot be read: unacceptable character",
+    b"1e999\n": "a config file cannot be read: Invalid loaded object type: float",
 }
 
 

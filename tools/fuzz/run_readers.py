@@ -90,6 +90,7 @@ def configs(home: Path) -> Check:
     from parsed_configs import parse_once
 
     from kinopoisk_ft import cli, run
+    from kinopoisk_ft.sweeps import jobs
 
     wrong: list[BaseException] = []
     find_cause = cli._find_cause
@@ -100,12 +101,12 @@ def configs(home: Path) -> Check:
             wrong.append(raised)
         return cause
 
-    def build(prepared: Any, _: Path) -> None:
+    def build(prepared: Any, *_: Any) -> None:
         for group in ("model", "adapter", "data", "trainer", "tracking"):
             instantiate(prepared.cfg[group])
 
     parse_once()
-    cli._find_cause, run.run_together = watch, build
+    cli._find_cause, run.run_together, jobs.run_job = watch, build, build
     # This imports everything before the first input, and checks that the choices are valid.
     for choice in CHOICES:
         assert cli.main(["train", *choice, f"hydra.run.dir={home}/run"]) == 0
