@@ -25,6 +25,7 @@ from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.event_log import EventLog
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import read_parent
+from kinopoisk_ft.training.device import limit_threads
 from kinopoisk_ft.training.distributed.processes import (
     TIMEOUT,
     broadcast_from_main,
@@ -44,6 +45,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     If the task fails, the error is recorded and then raised.
     """
     silence_libraries()
+    limit_threads()
     freeze_imported_objects()
     cfg = prepared.cfg
     tracker = watch_trial(instantiate(cfg.tracking), prepared.job)
@@ -113,6 +115,7 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
 
 def _run_worker(prepared: Prepared) -> None:
     silence_libraries()
+    limit_threads()
     freeze_imported_objects()
     # Rank 0 logs the same messages.
     logging.disable(logging.WARNING)

@@ -14,7 +14,7 @@ import torch
 from kinopoisk_ft.checks.finding import Finding
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, NUMBA_FIX
 from kinopoisk_ft.provenance import get_processor, get_versions
-from kinopoisk_ft.training.device import choose_device, keep_freed_memory
+from kinopoisk_ft.training.device import choose_device, keep_freed_memory, limit_threads
 from kinopoisk_ft.training.precision import choose_precision
 
 # Packages that runs do not need, with the commands that install them.
@@ -41,6 +41,7 @@ def check_devices() -> Iterator[Finding]:
     yield from _check_gpus()
     taken = choose_device("auto")
     yield Finding("trainer.device=auto", "ok", f"selects {taken.type}", needed=True)
+    limit_threads()
     # `os.cpu_count` also counts CPUs that this process must not use, for example after taskset.
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS")

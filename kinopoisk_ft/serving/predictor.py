@@ -18,7 +18,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
 from kinopoisk_ft.models.tfidf import load_estimator
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.device import choose_device, limit_threads
 from kinopoisk_ft.training.evaluate import predict
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
@@ -61,6 +61,7 @@ class Predictor:
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
         silence_libraries()
+        limit_threads()
         self.card: Card = read_card(folder)
         # The card has all fields of `Preprocessing`, under the same names.
         values = {field.name: getattr(self.card, field.name) for field in fields(Preprocessing)}

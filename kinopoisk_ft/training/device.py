@@ -1,4 +1,4 @@
-"""Choose the device, move batches to the device, and measure peak memory."""
+"""Choose device and threads, move batches to the device, and measure peak memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import ctypes
 import gc
 import logging
 import math
+import os
 import platform
 import sys
 from pathlib import Path
 
 import psutil
 import torch
+from joblib import cpu_count
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
@@ -49,6 +51,16 @@ def choose_device(request: str) -> torch.device:
             + ", ".join(name for name, available in devices.items() if available),
         )
     return torch.device(request)
+
+
+def limit_threads() -> None:
+    """Reduce PyTorch's threads to the CPU quota of a container; keep a number set by the user.
+
+    PyTorch starts a thread for each core that the process may use, and does not read the quota,
+    such as that of `docker run --cpus=2`. More threads would only wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

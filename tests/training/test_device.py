@@ -1,4 +1,4 @@
-"""Check that the peak memory of a run excludes earlier work of the process."""
+"""Check the number of threads, and that a run's peak memory excludes earlier work."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from composing import compose_config
 from hydra.utils import instantiate
 
 from kinopoisk_ft.training import device, loop
-from kinopoisk_ft.training.device import (
-    peak_memory_mb,
-    reset_peak_memory,
-)
+from kinopoisk_ft.training.device import limit_threads, peak_memory_mb, reset_peak_memory
 
 CPU = torch.device("cpu")
 # Each part is a fork of one process, because the import of torch takes a second.
@@ -112,3 +109,20 @@ def test_peak_memory_without_reset_is_reported(
     assert "the reported peak memory includes earlier runs in this process" in caplog.text
     peak = peak_memory_mb(CPU)
     assert peak > 50 if lacks == "a peak" else peak == 2
+
+
+@pytest.mark.parametrize(("quota", "chosen", "threads"), [(1, None, 1), (99, None, 2), (1, "2", 2)])
+def test_threads_are_limited_by_the_quota_but_not_if_the_user_chose_a_number(
+    quota: int, chosen: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    monkeypatch.setattr(device, "cpu_count", lambda: quota)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        limit_threads()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
