@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,30 +47,34 @@ class Mamba(CheckpointRecipe):
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Build the classifier in fp32, regardless of the checkpoint's dtype."""
-        config = self._build_config(tokenizer)
-        module = MambaClassifier(
-            config, len(class_names), self.pooling, self.scan_backend, self.used_window_pooling
-        )
+        with self._read_config(tokenizer) as config:
+            module = MambaClassifier(
+                config, len(class_names), self.pooling, self.scan_backend, self.used_window_pooling
+            )
         return self._load_weights(module)
 
     def build_skeleton(self) -> Network | None:
         """Build the classifier without weights, on the meta device."""
-        with torch.device("meta"):
-            module = MambaClassifier(self._build_config(None), 2, self.pooling)
+        with self._read_config(None) as config, torch.device("meta"):
+            module = MambaClassifier(config, 2, self.pooling)
         return describe_mamba(module)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a language model that predicts the next token, for pretraining."""
-        config = self._build_config(tokenizer, every_id=True)
-        return self._load_weights(MambaLM(config, self.scan_backend))
+        with self._read_config(tokenizer, every_id=True) as config:
+            module = MambaLM(config, self.scan_backend)
+        return self._load_weights(module)
 
-    def _build_config(self, tokenizer: Any, every_id: bool = False) -> AnyConfig:
+    @contextmanager
+    def _read_config(self, tokenizer: Any, every_id: bool = False) -> Iterator[AnyConfig]:
+        """Yield the config; if no model can be built from it, raise UserError."""
         config = read_config(self.name, self.revision)
         if tokenizer is not None:
             check_ids(tokenizer, config.vocab_size, self.name, every_id)
             # A saved classifier pads the windows of long texts with this id.
             config.pad_token_id = tokenizer.pad_token_id
-        return config
+        with explain_load_errors(Path(self.name)):
+            yield config
 
     def _load_weights(self, module: MambaClassifier | MambaLM) -> Network:
         load_backbone(module, read_weights(self.name, self.revision), self.name)
@@ -184,7 +189,8 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
         )
     # A saved Falcon Mamba classifier has a MambaClassifierConfig, which keeps this option.
     kind = FalconMambaConfig if hasattr(config, "mixer_rms_eps") else MambaConfig
-    return convert_config(config, Mamba2Config if isinstance(config, Mamba2Config) else kind)
+    with explain_load_errors(Path(name)):
+        return convert_config(config, Mamba2Config if isinstance(config, Mamba2Config) else kind)
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:

@@ -212,3 +212,16 @@ def test_a_mamba_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokenizer '") as error:
         recipe.load_tokenizer([])
     assert "model.tokenizer" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"intermediate_size": 2.5e16}, {"intermediate_size": {}}, {"dtype": -5.5}]
+)
+def test_a_mamba_config_with_wrong_types_is_refused(damage: dict[str, Any], tmp_path: Path) -> None:
+    base = shutil.copytree(tiny.mamba(), tmp_path / "base")
+    change(base / "config.json", **damage)
+    recipe = instantiate(compose_config(["model=mamba", f"model.name={base}"]).model)
+    for build in (lambda: recipe.build(NAMES, None), recipe.build_skeleton):
+        with pytest.raises(UserError, match="damaged or incomplete") as raised:
+            build()
+        assert raised.value.where == str(base)

@@ -142,7 +142,8 @@ def change_file(data: st.DataObject, file: Path) -> None:
 
 def _replace_file(data: st.DataObject, file: Path) -> None:
     """Replace a file by nothing, a folder, a link, a pickle, or another file of the folder."""
-    others = sorted(one for one in file.parent.iterdir() if one.is_file())
+    files = (one for one in file.parent.iterdir() if one.is_file())
+    others = sorted(one for one in files if not one.is_symlink())
     swapped = data.draw(st.sampled_from(others)).read_bytes()
     kind = data.draw(st.sampled_from(["nothing", "folder", "link", "pickle", "swap", "empty"]))
     file.unlink()
