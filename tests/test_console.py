@@ -162,3 +162,13 @@ def test_a_full_disk_of_the_log_prints_no_traceback(
     with suppress(OSError):
         handler.close()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_mlflow_s_warnings_about_its_own_classes_are_hidden() -> None:
+    # MLflow warns when it is imported, so this needs a new process.
+    code = "from kinopoisk_ft.console import silence_libraries; silence_libraries(); "
+    shown = subprocess.run(
+        [sys.executable, "-c", code + "import mlflow.pyfunc"], capture_output=True, text=True
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
