@@ -129,7 +129,7 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (HydraException, ValueError, YAMLError) as error:
+    except (HydraException, ValueError, YAMLError, RecursionError) as error:
         print(f"error: {explain_error(error, args)}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -113,8 +113,9 @@ def explain_error(error: Exception, args: list[str]) -> str:
     from yaml import YAMLError
 
     text = str(error)
+    unread = YAMLError | UnicodeDecodeError | RecursionError
     # Some errors of Hydra are also OSErrors.
-    if isinstance(error, YAMLError | UnicodeDecodeError) or type(error) is OSError:
+    if isinstance(error, unread) or type(error) is OSError:
         return str(_explain_file(error, args))
     if isinstance(error, OverrideParseException):
         return str(_explain_syntax_error(error.override, args))
@@ -152,12 +153,15 @@ def _explain_file(error: Exception, args: list[str]) -> UserError:
         where = f"{mark.name}:{mark.line + 1}"
         what = f"malformed YAML: {getattr(error, 'problem', '')}"
         return UserError(what, where=where, fix="correct the file")
-    # OmegaConf raises an OSError for a file with a single number, for example.
-    fix = "write lines such as `key: value` into the file"
+    fix = "save the file as UTF-8, without control characters"
+    # OmegaConf raises an OSError for a file with a single number, for example. A RecursionError
+    # means that values are nested too deeply.
+    if isinstance(error, OSError | RecursionError):
+        fix = "write lines such as `key: value` into the file"
     return UserError(
         f"a config file cannot be read: {first_line(error)}",
         where=getattr(error, "name", None) or ", ".join(map(str, find_config_dirs(args))),
-        fix=fix if isinstance(error, OSError) else "save it as UTF-8, without control characters",
+        fix=fix,
     )
 
 

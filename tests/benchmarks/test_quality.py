@@ -23,7 +23,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_finished_run_is_reused_only_with_the_same_inputs(
     change: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = {name: tmp_path / name for name in ("peer", "model", "data")}
+    paths = {name: tmp_path / name for name in ("model", "data")}
     for file in paths.values():
         file.write_text("before")
     args = argparse.Namespace(**paths, runs=tmp_path / "runs", quick=False)

@@ -113,6 +113,7 @@ BROKEN = {
     b"# \xec\xeb\xe9\n": "a config file cannot be read: 'utf-8' codec",
     b"a: \x00\n": "a config file cannot be read: unacceptable character",
     b"1e999\n": "a config file cannot be read: Invalid loaded object type: float",
+    b"[" * 3000: "a config file cannot be read: maximum recursion depth exceeded",
 }
 
 
