@@ -37,7 +37,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     If the tokenizer has no pad_token, its eos_token becomes the pad_token.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, cannot pad, or cannot encode Russian text.
+        UserError: the tokenizer cannot be loaded, cannot pad, or cannot encode every text.
     """
     check_folder(name, "model.tokenizer")
     with access_hub("tokenizer", name, HUB_FIX):
@@ -68,6 +68,15 @@ def _check_tokenizes(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             where="model.tokenizer",
             fix="choose a tokenizer whose vocabulary has Russian letters or an unk_token",
         )
+    try:
+        # A rune, which most vocabularies lack. A damaged vocabulary may also lack the unk_token.
+        tokenizer("ᚠ")
+    except Exception as error:
+        raise UserError(
+            f"tokenizer '{name}' cannot encode an unknown character: {error}",
+            where="model.tokenizer",
+            fix="choose a tokenizer whose vocabulary has an unk_token",
+        ) from error
 
 
 def check_folder(name: str, key: str) -> None:

@@ -29,6 +29,9 @@ def test_empty_vocabularies_are_refused(tmp_path: Path) -> None:
     for folder in (empty, latin):
         with pytest.raises(UserError, match="cannot encode the Russian letter 'а'"):
             load_tokenizer(folder)
+    lost = save(tmp_path / "c", models.WordPiece({"а": 0}, unk_token="[UNK]"), pad_token="[PAD]")
+    with pytest.raises(UserError, match="an unknown character: WordPiece error: Missing"):
+        load_tokenizer(lost)
 
 
 def test_a_tokenizer_that_knows_nothing_else_still_reads(tmp_path: Path) -> None:
