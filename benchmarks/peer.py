@@ -1,12 +1,12 @@
 """Compare the project with a Hugging Face Trainer: same rows, model, batch, steps, learning rate.
 
-    python benchmarks/peer.py --peer PEER.py --model FOLDER --data FILE --json peer.json
+    python benchmarks/peer.py --model FOLDER --data FILE --json peer.json
     python benchmarks/peer.py --device cuda
 
 Each run is a whole process, and the two sides (the project and its peer) alternate. Each process
 reports how long its training took. This includes validation and checkpoints, and for the project
 the pass through the frozen layers. The project's caches are empty at the start of each run.
-With --device, both sides have equal flags (`common/equal_flags.py`), and nothing else is needed.
+With --device, only training is compared, on bundled reviews (`common/equal_flags.py`).
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ def main() -> int:
     known = f"{', '.join(WORKS)}; with --device: {', '.join(equal_flags.WORKS)}"
     parser.add_argument("--works", nargs="+", metavar="WORK", help=known)
     parser.add_argument(
-        "--device", choices=["cuda", "cpu"], help="equal flags there; a tiny model on a CPU"
+        "--device",
+        choices=["cuda", "cpu"],
+        help="only training, on bundled reviews; on a CPU, a tiny model",
     )
     parser.add_argument(
         "--rounds", type=int, default=1, help="how often each side runs (%(default)s)"
     )
     parser.add_argument("--precisions", nargs="+", default=["fp32", "auto"],
-                        help="precisions of the project; the peer always uses fp32")  # fmt: skip
+                        help="of both sides; auto: what the project chooses here")  # fmt: skip
     args = parser.parse_args()
     choices = list(equal_flags.WORKS if args.device else WORKS)
     names = args.works or choices
@@ -69,11 +71,12 @@ def main() -> int:
         return 0
     if absent(args):
         return 0
+    # What `auto` chooses may be in the list already.
+    args.precisions = list({Precision(kind, CPU).kind: None for kind in args.precisions})
     works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in names}
     rows = [row for name, work in works.items() for row in compare(name, work, args)]
     remark = (
-        "Batches of 16. Seconds: training, the median over rounds. MiB: peak memory of the "
-        "process. The peer uses fp32 and pads every review to the full length."
+        "Batches of 16. Seconds: training, the median over rounds. MiB: peak memory of the process."
     )
     section = Section("Training", NOTE, rows)
     publish("Comparison with a Hugging Face Trainer", [section], args, remark)
@@ -81,24 +84,26 @@ def main() -> int:
 
 
 NOTE = (
-    "tiny2 has the shape of rubert-tiny2 (3 layers, width 312), base that of rubert-base "
-    "(12 layers, width 768); both have random weights. e5 is the pretrained e5-small-ru. In "
-    "e5-freeze (10 of 12 layers frozen, 3 epochs) and e5-head (all layers frozen, 5 epochs), the "
-    "project runs the frozen layers once (`trainer.prefix_cache=fp16`): its seconds include this "
-    "pass, and its evaluation starts from the cached states, too. In the last layer, the project "
-    "computes only the token that the head reads. Ratios are peer / project; `auto` is the "
-    "precision that is faster here. "
-    "`share of matrix rate`: the FLOPs of the linear layers on real tokens in a training step, "
-    "divided by the FLOPs that products of 4096 x 4096 matrices in the same precision reach in "
-    "the same time. Both sides train a new pooler and classifier with the learning rate of all "
-    "other weights; the peer's LoRA does not train the pooler. These runs are too short to learn, "
-    "so the table has no scores; `quality.py` compares scores."
+    "The peer is set up as a user who knows the Trainer would do it: the same precision as the "
+    "project, padding to the longest review of a batch, batches of similar length, fused AdamW; in "
+    "bf16, its test runs with weights in bf16. tiny2 has the shape of rubert-tiny2 (3 "
+    "layers, width 312), base that of rubert-base (12 layers, width 768); both have random "
+    "weights. e5 is the pretrained e5-small-ru. In e5-freeze (10 of 12 layers frozen, 3 epochs) "
+    "and e5-head (all layers frozen, 5 epochs), the project runs the frozen layers once "
+    "(`trainer.prefix_cache=fp16`): its seconds include this pass, and its evaluation starts from "
+    "the cached states, too. In the last layer, the project computes only the token that the head "
+    "reads. Ratios are peer / project. `share of matrix rate`: the FLOPs of the linear layers on "
+    "real tokens in a training step of the project, divided by the FLOPs that products of 4096 x "
+    "4096 matrices in the same precision reach in the same time. Both sides train a new pooler and "
+    "classifier with the learning rate of all other weights; the peer's LoRA does not train the "
+    "pooler. These runs are too short to learn, so the table has no scores; `quality.py` compares "
+    "scores."
 )
 
 
 def rate(kind: str) -> float:
-    """Return the FLOP/s of matrix products in the precision that `kind` selects."""
-    return matrix_rate(DTYPES[Precision(kind, CPU).kind])
+    """Return the FLOP/s of matrix products in a precision."""
+    return matrix_rate(DTYPES[kind])
 
 
 def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -107,31 +112,31 @@ def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[d
         model = args.model
         if work.shape:
             model = random_bert(work.shape, args.model, Path(folder), work.max_length)
-        peers: list[dict[str, float]] = []
+        peers: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.precisions}
         ours: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.precisions}
         rates = dict.fromkeys(args.precisions, 0.0)
-        for _ in range(args.rounds):
-            peers.append(run_peer(work, args.peer, model, args.data))
-            for kind, runs in ours.items():
-                # The speed of the machine changes from minute to minute: measure it twice.
-                before = rate(kind)
-                runs.append(run_project(work, model, args.data, kind))
-                rates[kind] = max(rates[kind], before, rate(kind))
+        for kind in args.precisions * args.rounds:
+            # The speed of the machine changes from minute to minute: measure it twice.
+            before = rate(kind)
+            peers[kind].append(run_peer(work, model, args.data, kind))
+            ours[kind].append(run_project(work, model, args.data, kind))
+            rates[kind] = max(rates[kind], before, rate(kind))
         flop = flop_per_token(BertConfig.from_pretrained(model), work)
-    for kind, runs in ours.items():
+    for kind in args.precisions:
         row: dict[str, Any] = {"work": name, "precision": kind}
         for key, label in (("seconds", "training"), ("eval_seconds", "evaluation")):
-            if key not in peers[0]:
+            if key not in peers[kind][0]:
                 row |= {f"{label} ratio": "-"}
                 continue
-            theirs, mine = (statistics.median(r[key] for r in side) for side in (peers, runs))
+            theirs, mine = (statistics.median(r[key] for r in x[kind]) for x in (peers, ours))
             if label == "training":
                 row |= {"peer s": round(theirs, 1), "project s": round(mine, 1)}
             row |= {f"{label} ratio": round(theirs / mine, 2)}
-        tokens = statistics.median(run["tokens_per_second"] for run in runs)
+        tokens = statistics.median(run["tokens_per_second"] for run in ours[kind])
         share = flop * tokens / rates[kind]
         row |= {"share of matrix rate": round(share, 2) if share else "-"}
-        row |= {"peer MiB": round(peers[-1]["mib"]), "project MiB": round(runs[-1]["mib"])}
+        row |= {f"{side} MiB": round(max(run["mib"] for run in runs[kind]))
+                for side, runs in (("peer", peers), ("project", ours))}  # fmt: skip
         print(json.dumps(row), file=sys.stderr)
         yield row
 

@@ -92,7 +92,7 @@ def load_or_run(
     inputs = {"work": str(work), "commit": get_commit(), "code": digest_content(PACKAGE, "*.py")}
     inputs["conf"] = digest_content(get_conf_dir(), "*.yaml")
     inputs["benchmarks"] = digest_content(Path(__file__).parent, "*.py")
-    inputs |= {name: digest_content(getattr(args, name)) for name in ("peer", "model", "data")}
+    inputs |= {name: digest_content(getattr(args, name)) for name in ("model", "data")}
     if kept.exists() and not args.quick:
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found.get("inputs") == inputs:
@@ -105,7 +105,7 @@ def load_or_run(
 
 def _run(side: str, work: Experiment, args: argparse.Namespace) -> dict[str, float]:
     if side == PEER:
-        return run_peer(work, args.peer, args.model, args.data, KEEP_FREED)
+        return run_peer(work, args.model, args.data, "fp32", KEEP_FREED)
     if side == CACHED:
         work = replace(work, project=FROZEN)
     return run_project(work, args.model, args.data, "fp32")

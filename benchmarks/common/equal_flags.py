@@ -23,7 +23,7 @@ from transformers import BertConfig
 
 from common.rate import matrix_rate, model_flop, peak_rate
 from common.shapes import RUBERT, TINY, Shape, random_bert
-from common.sides import ADAPTERS, SAME_HEAD, read_metrics, run_process
+from common.sides import ADAPTERS, PEER, SAME_HEAD, read_metrics, run_process
 from kinopoisk_ft.data.demo import FILE
 from kinopoisk_ft.models.tokenizers import train_wordpiece
 from kinopoisk_ft.ops import gpu_package
@@ -31,7 +31,6 @@ from kinopoisk_ft.ops.attention.cuda import PACKAGE
 from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 from kinopoisk_ft.training.precision import DTYPES, choose_precision
 
-PEER = Path(__file__).with_name("hf_trainer.py")
 BATCH, EPOCHS, LR = 16, 3, 5e-5
 # 1 to 6 joined reviews have about 100 to 700 tokens.
 MOST_JOINED = 6

@@ -19,6 +19,7 @@ from typing import Any
 from common.shapes import Shape
 from kinopoisk_ft.tracking.mlflow_names import flat_metrics
 
+PEER = Path(__file__).with_name("hf_trainer.py")
 ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
 NOTHING: Mapping[str, str] = MappingProxyType({})
 FROZEN = ("trainer.prefix_cache=fp16",)
@@ -51,39 +52,37 @@ class Experiment:
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the peer's script, the model and the reviews."""
+    """Add the options that name the model and the reviews."""
     shared = Path(__file__).resolve().parents[2].parent / "shared"
-    parser.add_argument("--peer", type=Path, default=shared / "bench" / "peer_hf_trainer.py")
     parser.add_argument("--model", type=Path, default=shared / "models" / "e5-small-ru")
     parser.add_argument("--data", type=Path, default=shared / "data" / "kinopoisk.jsonl.gz")
 
 
 def absent(args: argparse.Namespace) -> bool:
     """Return whether an input is missing, and print which one."""
-    missing = [path for path in (args.peer, args.model, args.data) if not path.exists()]
+    missing = [path for path in (args.model, args.data) if not path.exists()]
     if missing:
-        print(f"skipped: {missing[0]} does not exist; give --peer, --model and --data")
+        print(f"skipped: {missing[0]} does not exist; give --model and --data")
     return bool(missing)
 
 
 def run_peer(
     work: Experiment,
-    script: Path,
     model: Path,
     data: Path,
-    environment: dict[str, str] | None = None,
+    precision: str,
+    environment: Mapping[str, str] = NOTHING,
 ) -> dict[str, float]:
     """Return the peer's seconds, peak memory and test scores."""
-    command = [sys.executable, script, "--approach", work.approach, "--model", model,
-               "--data", data, "--limit", work.limit, "--epochs", work.epochs,
-               "--max-length", work.max_length, "--batch-size", 16, "--lr", work.lr,
-               "--warmup-steps", work.warmup, "--freeze-layers", work.layers,
-               "--seed", work.seed]  # fmt: skip
-    command += ["--max-steps", work.steps] if work.steps else []
-    printed, mib = run_process(command, environment or {})
+    command = [sys.executable, PEER, "--approach", work.approach, "--model", model, "--data", data,
+               "--limit", work.limit, "--epochs", work.epochs, "--max-length", work.max_length,
+               "--lr", work.lr, "--warmup-steps", work.warmup, "--freeze-layers", work.layers,
+               "--precision", precision, "--seed", work.seed]  # fmt: skip
+    command += ["--max-steps", work.steps] if work.steps else ["--evaluate"]
+    printed, mib = run_process(command, environment)
     found = json.loads(printed.strip().splitlines()[-1])
     result = {"seconds": found["train_seconds"], "mib": mib}
-    if "f1" in found:
+    if not work.steps:
         result |= {key: found[key] for key in ("f1", "accuracy", "eval_seconds")}
     return result
 

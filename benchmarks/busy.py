@@ -1,0 +1,159 @@
+"""Compare training steps on a quiet machine, next to a busy process, and of two jobs at once.
+
+    python benchmarks/busy.py --json busy.json --markdown busy.md
+
+OpenMP's threads wait for each other in a busy loop. If another process takes one of their cores,
+the others wait for the thread that lost it. The settings decide how long they loop before sleeping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from common.children import child_figures
+from common.report import Section, command_line, publish
+from common.shapes import BASE, SMALL, TINY2
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from transformers import BertConfig, BertForSequenceClassification
+
+from kinopoisk_ft.config.groups import get_conf_dir
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.objective import Classification
+
+BATCH, LENGTH, VOCABULARY = 16, 256, 30_000
+# The first step compiles kernels and fills caches; it is not timed.
+WARM = 1
+SHAPES = {"tiny2": TINY2, "e5": SMALL, "base": BASE}
+SETTINGS = {
+    "libgomp's default": {"GOMP_SPINCOUNT": "300000"},
+    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (30_000, 10_000, 3_000, 1_000)},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+
+
+def measure(shape: str, steps: int) -> None:
+    """Train in this process, and print the seconds of a step."""
+    settings = ["trainer.device=cpu", "trainer.precision=fp32", f"trainer.batch_size={BATCH}"]
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=settings)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))
+    examples = Examples(ids.tolist(), np.arange(BATCH) % 2)
+    trainer = instantiate(cfg.trainer)
+    precision, clock = trainer.open()
+    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **SHAPES[shape]))
+    objective = Classification(0)
+    state = trainer._setup(model, objective, precision, (), BATCH * (steps + WARM), clock)
+    batch = objective.collate(examples, np.arange(BATCH), rng)
+    seconds = []
+    for _ in range(steps + WARM):
+        start = time.perf_counter()
+        trainer._step(state, [batch], lambda _: None)
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": statistics.median(seconds[WARM:])}))
+
+
+@contextmanager
+def occupy_core(busy: bool) -> Iterator[None]:
+    """Keep a core busy with another process, if asked to."""
+    if not busy:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
+def step_seconds(shape: str, steps: int, environment: dict[str, str]) -> float:
+    """Return the median seconds of a step in a new process."""
+    found = child_figures(__file__, "--child", shape, str(steps), **environment)
+    return float(found["seconds"])
+
+
+def compare_settings(names: list[str], rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Time all settings alternately, quiet and busy; return a row for each."""
+    found: dict[tuple[str, bool], list[float]] = {(n, b): [] for n in names for b in (False, True)}
+    for number in range(rounds):
+        for way in list(found)[:: -1 if number % 2 else 1]:
+            with occupy_core(way[1]):
+                found[way].append(step_seconds("e5", steps, SETTINGS[way[0]]))
+    default = statistics.median(found[names[0], False])
+    rows = []
+    for name in names:
+        quiet, busy = (statistics.median(found[name, state]) for state in (False, True))
+        rows.append(
+            {"setting": name, "quiet s": quiet, "busy s": busy, "busy / quiet": busy / quiet,
+             "quiet / default": quiet / default, "busy min": min(found[name, True]),
+             "busy max": max(found[name, True])}
+        )  # fmt: skip
+    return rows
+
+
+def compare_jobs(shapes: list[str], rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Time one job with all threads, and one job per core with a thread each; return the rows."""
+    cores = torch.get_num_threads()
+    rows = []
+    for shape in shapes:
+        alone, shared = [], []
+        for _ in range(rounds):
+            alone.append(step_seconds(shape, steps, {}))
+            with ThreadPoolExecutor(cores) as pool:
+                calls = [
+                    pool.submit(step_seconds, shape, steps, {"OMP_NUM_THREADS": "1"})
+                    for _ in range(cores)
+                ]
+                shared += [call.result() for call in calls]
+        one, each = statistics.median(alone), statistics.median(shared)
+        rows.append({"model": shape, "one job: s": one, f"{cores} jobs: s": each,
+                     "throughput ratio": cores * one / each})  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if args.child:
+        measure(args.child[0], int(args.child[1]))
+        return
+    names, shapes = list(SETTINGS), list(SHAPES)
+    rounds, steps = (1, 2) if args.quick else (3, 5)
+    sections = [
+        Section(
+            "Quiet and busy",
+            f"BERT in the shape of e5-small in fp32, all weights, batches of {BATCH} x {LENGTH} "
+            "tokens. Seconds: the median over starts of each start's median step. Busy: another "
+            "process takes all that it gets of one core; on two cores, a step then takes at least "
+            "1.33 times as long.",
+            compare_settings(names[:2] if args.quick else names, rounds, steps),
+        ),
+        Section(
+            "Several jobs at once",
+            "The same step in one job with a thread per core, and in one job per core with one "
+            "thread each. `throughput ratio`: steps per second of all jobs together, relative to "
+            "the one job. tiny2 has 3 layers of width 312, e5 12 of 384, base 12 of 768.",
+            compare_jobs(shapes[:1] if args.quick else shapes, rounds - 1 or 1, steps),
+        ),
+    ]
+    remark = "Freed memory stays in the process, as in training."
+    publish("A machine that is shared", sections, args, remark)
+
+
+if __name__ == "__main__":
+    main()
