@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,25 @@ def write_best(
     overrides = [o for o in trial.hydra.overrides.hydra if o.startswith("hydra.searchpath=")]
     # The new file replaces an experiment file that the user's own main config selects.
     overrides += ["~experiment"] if known.get("experiment") else []
-    overrides += [f"{group}={option}" for group, option in choices.items()]
-    plain = loader.load_configuration(trial.hydra.job.config_name, overrides, RunMode.RUN)
+    compose = partial(loader.load_configuration, trial.hydra.job.config_name, run_mode=RunMode.RUN)
+    # A group that the main config does not choose, such as the user's own, is added with a +. The
+    # second config is composed because an option can choose groups, too.
+    groups = compose(overrides).hydra.runtime.choices
+    found = [f"{group}={option}" for group, option in choices.items() if group in groups]
+    groups = compose([*overrides, *found]).hydra.runtime.choices
+    added = choices.keys() - groups.keys()
+    overrides += [f"{'+' * (group in added)}{group}={choices[group]}" for group in choices]
+    plain = compose(overrides)
     before, after = (_flatten_settings(cfg) for cfg in (plain, trial))
     content = DictConfig({"tuning_trials": tuning_trials})
     for key, value in after.items():
         if key not in before or before[key] != value:
             OmegaConf.update(content, key, value, force_add=True)
-    # The config has chosen an option of each group before, so Hydra requires `override`.
-    chosen = [{f"override /{group}": option} for group, option in choices.items()]
+    # If the main config has chosen an option of a group before, Hydra requires `override`.
+    chosen = [
+        {f"/{group}" if group in added else f"override /{group}": option}
+        for group, option in choices.items()
+    ]
     defaults = OmegaConf.to_yaml(DictConfig({"defaults": chosen}))
     file = folder / BEST
     # With `_global_`, the keys belong to the root of the config and not to the node `experiment`.

@@ -95,6 +95,12 @@ trainer:
   - bert_scratch
 num_layers: 3
 """,
+    "other/own/mine.yaml": "# @package trainer\nlog_every: 9\n",
+    "other/experiment/owned.yaml": """# @package _global_
+defaults:
+  - /own: mine
+  - override /model: mine
+""",
 }
 OTHER = ["model=mine", "hydra.searchpath=[file://other]"]
 
@@ -108,6 +114,8 @@ OTHER = ["model=mine", "hydra.searchpath=[file://other]"]
             (["--config-path", "replaced", "--config-name", "main"],
              ["model=mine", "++trainer.epochs=2", "+trainer.optimizer.maximize=false"]),
             (["--config-dir", "other"], ["model=mine"]),
+            ([], [*OTHER, "+own=mine"]),
+            (["--config-dir", "other"], ["experiment=owned"]),
         ],
         2,
     ),
