@@ -23,7 +23,6 @@ from kinopoisk_ft.config.help import (
     check_commas,
     explain_error,
     find_config_dirs,
-    is_composition_error,
 )
 from kinopoisk_ft.console import handle_errors, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
@@ -114,9 +113,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _launch(launch: Callable[[], None], args: list[str]) -> int:
-    from hydra.errors import HydraException
-    from yaml import YAMLError
-
     try:
         check_commas(args)
         launch()
@@ -129,26 +125,17 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (HydraException, ValueError, YAMLError, RecursionError) as error:
-        print(f"error: {explain_error(error, args)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        # The error has a file name if Hydra cannot create the output folder.
-        if error.filename is None:
-            if not is_composition_error(error):
-                raise
-            print(f"error: {explain_error(error, args)}", file=sys.stderr)
+    except Exception as error:
+        if message := explain_error(error, args):
+            print(f"error: {message}", file=sys.stderr)
             return 2
+        # The error has a file name if Hydra cannot create the output folder; others are unexpected.
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
         from kinopoisk_ft.run_folder import explain_folder_error
 
         print(f"error: {explain_folder_error(error)}", file=sys.stderr)
         return 1
-    except TypeError as error:
-        if not is_composition_error(error):
-            raise
-        fix = "write group=option, or group=[option1,option2] for groups that allow several options"
-        print(f"error: Hydra cannot compose {' '.join(args)}: {fix}", file=sys.stderr)
-        return 2
     return 0
 
 

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from kinopoisk_ft.config.groups import get_conf_dir, list_options
@@ -106,17 +107,25 @@ def build_help(user_folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def explain_error(error: Exception, args: list[str]) -> str:
-    """Return a message that explains an error of Hydra and suggests a correction."""
+def explain_error(error: Exception, args: list[str]) -> str | None:
+    """Return a message that explains an error in a config and suggests a correction.
+
+    If the config did not cause the error, return None.
+    """
     # Hydra is imported only in functions, so that `--help` starts without it.
-    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from yaml import YAMLError
 
     text = str(error)
-    unread = YAMLError | UnicodeDecodeError | RecursionError
-    # Some errors of Hydra are also OSErrors.
-    if isinstance(error, unread) or type(error) is OSError:
+    if isinstance(error, YAMLError | UnicodeDecodeError) or find_unread_file(error):
         return str(_explain_file(error, args))
+    if isinstance(error, RecursionError) and _comes_from(error, ("antlr4.", "omegaconf.")):
+        return "the config has values that are nested too deeply: use fewer brackets"
+    if isinstance(error, TypeError) and is_composition_error(error):
+        fix = "write group=option, or group=[option1,option2] for groups that allow several options"
+        return f"Hydra cannot compose {' '.join(args)}: {fix}"
+    if not isinstance(error, HydraException | ValueError):
+        return None
     if isinstance(error, OverrideParseException):
         return str(_explain_syntax_error(error.override, args))
     # Hydra raises the same class for other errors, so only the text identifies this error.
@@ -148,21 +157,36 @@ def find_config_dirs(args: list[str]) -> list[Path]:
 
 
 def _explain_file(error: Exception, args: list[str]) -> UserError:
-    mark = getattr(error, "problem_mark", None)
+    mark, reason = getattr(error, "problem_mark", None), first_line(error)
     if mark is not None:
         where = f"{mark.name}:{mark.line + 1}"
         what = f"malformed YAML: {getattr(error, 'problem', '')}"
         return UserError(what, where=where, fix="correct the file")
-    fix = "save the file as UTF-8, without control characters"
-    # OmegaConf raises an OSError for a file with a single number, for example. A RecursionError
-    # means that values are nested too deeply.
-    if isinstance(error, OSError | RecursionError):
-        fix = "write lines such as `key: value` into the file"
+    # OmegaConf raises an OSError for a file with a single number, for example.
+    is_value = isinstance(error, OSError)
+    fix = "write lines such as `key: value` into the file" if is_value else None
+    if isinstance(error, RecursionError):
+        reason, fix = "its values are nested too deeply", "correct the file"
     return UserError(
-        f"a config file cannot be read: {first_line(error)}",
-        where=getattr(error, "name", None) or ", ".join(map(str, find_config_dirs(args))),
-        fix=fix,
+        f"a config file cannot be read: {reason}",
+        where=find_unread_file(error) or ", ".join(map(str, find_config_dirs(args))),
+        fix=fix or "save the file as UTF-8, without control characters",
     )
+
+
+def find_unread_file(error: Exception) -> str | None:
+    """Return the config file that OmegaConf could not load; None if the error has another cause."""
+    for frame, _ in walk_tb(error.__traceback__):
+        name = (frame.f_globals["__name__"], frame.f_code.co_name)
+        if name == ("omegaconf.omegaconf", "load"):
+            file = frame.f_locals["file_"]
+            return str(getattr(file, "name", file))
+    return None
+
+
+def _comes_from(error: Exception, packages: tuple[str, ...]) -> bool:
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_globals["__name__"].startswith(packages) for frame in frames)
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:
@@ -287,14 +311,9 @@ def _list_nodes(node: Any, prefix: str = "") -> list[str]:
 
 
 def is_composition_error(error: Exception) -> bool:
-    """Return whether the code of Hydra or OmegaConf raised an error, for example for `adapter=[1]`.
-
-    Hydra loads config files with OmegaConf.
-    """
+    """Return whether Hydra's own code raised an error, for example for `adapter=[1]`."""
     last = error.__traceback__
     # The last entry of a traceback is the frame in which the error was raised.
     while last and last.tb_next:
         last = last.tb_next
-    return last is not None and last.tb_frame.f_globals["__name__"].startswith(
-        ("hydra._internal.", "omegaconf.omegaconf")
-    )
+    return last is not None and last.tb_frame.f_globals["__name__"].startswith("hydra._internal.")

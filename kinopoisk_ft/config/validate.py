@@ -206,7 +206,7 @@ def find_errors(plain: dict[str, Any]) -> list[str]:
         if isinstance(plain.get(group), dict):
             errors += _check_node(group, plain[group])
             if "_target_" not in plain[group]:
-                errors.append(f"key '{group}._target_' is missing: write it into the chosen file")
+                errors.append(f"the chosen option of the group '{group}' has no `_target_`")
         elif group in plain:
             errors.append(f"'{group}' must be an option of this config group, not {plain[group]!r}")
     return errors + _check_seed_values(plain)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -66,10 +66,14 @@ class Check(Callback):
                 check_config(job)
         except UserError as error:
             _exit(error, 1)
-        except (HydraException, ValueError) as error:
+        except Exception as error:
             # `explain_error` composes a config, which needs a cleared global state.
             GlobalHydra.instance().clear()
-            _exit(explain_error(error, sys.argv[1:]), 2)
+            message = explain_error(error, sys.argv[1:])
+            if message is None:
+                # The sweep itself meets the same error, and ends with a traceback.
+                raise
+            _exit(message, 2)
         if config.get("dry_run"):
             _print_forecast(Check.jobs)
 

@@ -113,7 +113,7 @@ BROKEN = {
     b"# \xec\xeb\xe9\n": "a config file cannot be read: 'utf-8' codec",
     b"a: \x00\n": "a config file cannot be read: unacceptable character",
     b"1e999\n": "a config file cannot be read: Invalid loaded object type: float",
-    b"[" * 3000: "a config file cannot be read: maximum recursion depth exceeded",
+    b"[" * 3000: "a config file cannot be read: its values are nested too deeply",
 }
 
 
@@ -129,10 +129,15 @@ def test_a_config_file_that_is_no_yaml(
     folder = place / "broken" / "experiment"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mine.yaml").write_bytes(content)
-    assert run("model=tfidf", "+experiment=mine", "--config-dir", "broken") == 2
-    error = capsys.readouterr().err
-    assert BROKEN[content] in error
-    assert "broken" in error.partition("where: ")[2]
-    assert "to do: " in error
+    store = "tracking.uri=sqlite:///broken.db"
+    for chosen in (["experiment=mine"], ["-m", "experiment=mine,demo"]):
+        assert run("model=tfidf", *chosen, "--config-dir", "broken", store) == 2
+        error = capsys.readouterr().err
+        assert BROKEN[content] in error
+        # Hydra reads the start of a file itself, and does not name the file in an error.
+        named = "broken" if "codec" in error else "mine.yaml"
+        assert named in error.partition("where: ")[2]
+        assert "to do: " in error
+        assert not (place / "broken.db").exists()
     # The help lists such a file, too.
     assert run("--config-dir", "broken", "--help") == 0

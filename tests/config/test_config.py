@@ -142,7 +142,7 @@ def broken(change: str, value: object) -> list[str]:
         ("trainer.precision", "fp8", "should be 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("trainer.epochs", "three", "should be a valid integer"),
         ("model._target_", "kinopoisk_ft.models.nothing", "cannot import"),
-        ("trainer", {}, "key 'trainer._target_' is missing: write it into the chosen file"),
+        ("trainer", {}, "the chosen option of the group 'trainer' has no `_target_`"),
         ("data.path", 5, "data.path"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.config.help import check_commas, explain_error
@@ -25,7 +26,9 @@ def explained(*args: str) -> str:
     parser = OverridesParser.create()
     with pytest.raises(HydraException) as caught:
         parser.parse_overrides(list(args))
-    return explain_error(caught.value, list(args))
+    message = explain_error(caught.value, list(args))
+    assert message is not None
+    return message
 
 
 def corrected(message: str, key: str) -> str:
@@ -91,6 +94,7 @@ def test_output_options_take_one_value(key: str) -> None:
         (["data.path=фильм.csv"], """'data.path="фильм.csv"'"""),
         (["=x"], "needs a name before its '='"),
         (["--config-name=nope"], "there is no config 'nope'"),
+        ([f"trainer.lr={'[' * 300}{']' * 300}"], "values that are nested too deeply"),
     ],
 )
 def test_the_command_line_prints_the_explanation(
@@ -121,3 +125,12 @@ def test_few_arguments_end_in_a_result_or_a_message(
     assert code == (0 if "--cfg" in args or not args else 1)
     assert ("data=demo" in shown.err) == (code == 1)
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_errors_that_a_config_did_not_cause_are_not_explained() -> None:
+    # Hydra writes files with OmegaConf, too.
+    with pytest.raises(OSError, match="No space left") as full:
+        OmegaConf.save(OmegaConf.create({"key": 1}), "/dev/full")
+    for error in (full.value, RecursionError("maximum recursion depth exceeded"), KeyError("key")):
+        assert explain_error(error, []) is None
