@@ -41,11 +41,10 @@ def check_devices() -> Iterator[Finding]:
     yield from _check_gpus()
     taken = choose_device("auto")
     yield Finding("trainer.device=auto", "ok", f"selects {taken.type}", needed=True)
-    limit_threads()
     # `os.cpu_count` also counts CPUs that this process must not use, for example after taskset.
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS")
-    limited = f" (OMP_NUM_THREADS={limit})" if limit else ""
+    limited = f" (OMP_NUM_THREADS={limit})" if limit else " (CPU quota)" * limit_threads()
     yield Finding("threads", "ok", f"{torch.get_num_threads()} on {free} cores{limited}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from joblib import cpu_count
+from joblib.externals.loky import cpu_count
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
@@ -53,14 +53,17 @@ def choose_device(request: str) -> torch.device:
     return torch.device(request)
 
 
-def limit_threads() -> None:
-    """Reduce PyTorch's threads to the CPU quota of a container; keep a number set by the user.
+def limit_threads() -> bool:
+    """Reduce PyTorch's threads to the CPU quota of a container, and return whether this was needed.
 
     PyTorch starts a thread for each core that the process may use, and does not read the quota,
-    such as that of `docker run --cpus=2`. More threads would only wait for each other.
+    such as that of `docker run --cpus=2`. More threads would only wait for each other. If the user
+    has set OMP_NUM_THREADS, the number stays.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
+    exceeds = "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cpu_count()
+    if exceeds:
+        torch.set_num_threads(cpu_count())
+    return exceeds
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

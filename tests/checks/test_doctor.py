@@ -27,6 +27,7 @@ from kinopoisk_ft.commands import doctor
 from kinopoisk_ft.ops.conv import op as conv_op
 from kinopoisk_ft.ops.scan import op as scan_op
 from kinopoisk_ft.ops.simd import kernel_cache
+from kinopoisk_ft.training import device
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def only(monkeypatch: pytest.MonkeyPatch, *sections: str) -> None:
     monkeypatch.setattr(doctor, "SECTIONS", {name: doctor.SECTIONS[name] for name in sections})
+
+
+def test_a_quota_explains_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(device, "cpu_count", lambda: 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert look("devices")["threads"].detail.endswith("cores (CPU quota)")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_json_has_all_findings(here: Path) -> None:

@@ -122,7 +122,7 @@ def test_threads_are_limited_by_the_quota_but_not_if_the_user_chose_a_number(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        limit_threads()
+        assert limit_threads() == (threads < 2)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
