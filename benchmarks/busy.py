@@ -138,9 +138,9 @@ def main() -> None:
         Section(
             "Quiet and busy",
             f"BERT in the shape of e5-small in fp32, all weights, batches of {BATCH} x {LENGTH} "
-            "tokens. Seconds: the median over starts of each start's median step. Busy: another "
-            "process takes all that it gets of one core; on two cores, a step then takes at least "
-            "1.33 times as long.",
+            "tokens. Seconds: the median over starts of each start's median step. Busy: one other "
+            "process computes without a pause. If it gets half of one of two cores, a step takes "
+            "at least 1.33 times as long; if all three threads get the same share, 1.5 times.",
             compare_settings(names[:2] if args.quick else names, rounds, steps),
         ),
         Section(

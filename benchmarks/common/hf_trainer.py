@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--max-steps", type=int, default=-1)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--warmup-steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=42)
@@ -85,8 +84,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     when = "epoch" if args.evaluate else "no"
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(
-            output_dir=folder, num_train_epochs=args.epochs, max_steps=args.max_steps,
-            learning_rate=args.lr, per_device_train_batch_size=args.batch_size,
+            output_dir=folder, num_train_epochs=args.epochs, learning_rate=args.lr,
+            per_device_train_batch_size=args.batch_size,
             per_device_eval_batch_size=2 * args.batch_size, warmup_steps=args.warmup_steps,
             weight_decay=0.01, train_sampling_strategy="group_by_length", seed=args.seed,
             optim="adamw_torch_fused", bf16=args.precision == "bf16", fp16=args.precision == "fp16",

@@ -26,18 +26,17 @@ FROZEN = ("trainer.prefix_cache=fp16",)
 # With a Trainer, the pooler and classifier are new and have the learning rate of all weights.
 SAME_HEAD = ("model.pooling=pooler", "trainer.head_lr=null")
 # Stages of the project that a Trainer counts as training.
-TRAINING = ("train_seconds", "val_seconds", "checkpoint_seconds", "prefix_seconds")
+TRAINING = ("train_seconds", "val_seconds", "checkpoint_seconds", "prefix_seconds", "probe_seconds")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings of both sides; they validate after each epoch, but not if `steps` is set."""
+    """The settings of both sides, which validate after each epoch."""
 
     approach: str
     shape: Shape | None = None
     limit: int = 1500
     epochs: int = 1
-    steps: int | None = None
     max_length: int = 256
     lr: float = 5e-5
     layers: int = 10
@@ -47,7 +46,7 @@ class Experiment:
     @property
     def warmup(self) -> int:
         """Return a tenth of all steps."""
-        steps = self.steps or self.epochs * -(-int(self.limit * 0.64) // 16)
+        steps = self.epochs * -(-int(self.limit * 0.64) // 16)
         return max(1, steps // 10)
 
 
@@ -77,14 +76,11 @@ def run_peer(
     command = [sys.executable, PEER, "--approach", work.approach, "--model", model, "--data", data,
                "--limit", work.limit, "--epochs", work.epochs, "--max-length", work.max_length,
                "--lr", work.lr, "--warmup-steps", work.warmup, "--freeze-layers", work.layers,
-               "--precision", precision, "--seed", work.seed]  # fmt: skip
-    command += ["--max-steps", work.steps] if work.steps else ["--evaluate"]
+               "--precision", precision, "--seed", work.seed, "--evaluate"]  # fmt: skip
     printed, mib = run_process(command, environment)
     found = json.loads(printed.strip().splitlines()[-1])
     result = {"seconds": found["train_seconds"], "mib": mib}
-    if not work.steps:
-        result |= {key: found[key] for key in ("f1", "accuracy", "eval_seconds")}
-    return result
+    return result | {key: found[key] for key in ("f1", "accuracy", "eval_seconds")}
 
 
 def run_project(work: Experiment, model: Path, data: Path, precision: str) -> dict[str, float]:
@@ -98,17 +94,13 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
                    f"trainer.precision={precision}", f"seed={work.seed}", *SAME_HEAD,
                    f"tracking.uri=sqlite:///{store}",
                    f"output_dir={folder}/run", *work.project]  # fmt: skip
-        command += [f"trainer.max_steps={work.steps}"] if work.steps else []
         command += [f"adapter.layers={work.layers}"] if work.approach == "frozen" else []
         _, mib = run_process(command, {"KINOPOISK_FT_CACHE": f"{folder}/cache"})
         found = read_metrics(store)
-    counted = ("train_seconds", "prefix_seconds") if work.steps else TRAINING
-    seconds = sum(found.get(key, 0.0) for key in counted)
-    result = {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"],
-              "tokens_per_second": found["tokens_per_second"]}  # fmt: skip
-    if not work.steps:
-        result |= {"f1": found["test_f1_weighted"], "accuracy": found["test_accuracy"]}
-    return result
+    seconds = sum(found.get(key, 0.0) for key in TRAINING)
+    return {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"],
+            "tokens_per_second": found["tokens_per_second"], "f1": found["test_f1_weighted"],
+            "accuracy": found["test_accuracy"]}  # fmt: skip
 
 
 def read_metrics(store: Path) -> dict[str, float]:
