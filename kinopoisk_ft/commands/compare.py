@@ -121,15 +121,24 @@ def _check_groups(approaches: Sequence[Approach]) -> None:
 
 
 def _needed(decision: Decision, pair: Pair) -> str:
-    reviews, seeds = decision.count_more(pair)
-    ways = []
-    if reviews is not None:
-        ways.append(f"{reviews:,} more test examples")
-    if seeds is not None:
-        ways.append(f"{seeds:,} more seed{'s' * (seeds > 1)}")
-    if not ways:
-        return "neither more test examples nor more seeds alone would decide"
-    return f"at least {' or '.join(ways)} are needed"
+    from kinopoisk_ft.statistics.equivalence import LARGEST
+
+    examples, seeds = decision.count_more(pair.reviews), decision.more_seeds
+    ways, limits = [], []
+    if examples:
+        ways.append(f"more test examples (at least {examples:,})")
+    elif seeds:
+        limits.append("with so few seeds, more test examples would not be enough")
+    else:
+        limits.append(f"even {LARGEST} times as many test examples would not be enough")
+    if seeds:
+        ways.append(f"more seeds of each approach (at least {seeds:,})")
+    elif pair.measured:
+        limits.append(f"even {LARGEST} times as many seeds would not be enough")
+    else:
+        limits.append("how many seeds is unknown, because an approach has only one")
+    needed = [f"needed for a verdict: {' or '.join(ways)}"] if ways else []
+    return "; ".join([*needed, *limits])
 
 
 def _format(rows: list[list[str]], best: str, margin: float, needed: list[str]) -> str:

@@ -12,7 +12,7 @@ from kinopoisk_ft.reporting.columns import BEST, COLUMNS, COSTS, TIME, TRAINABLE
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.statistics.equivalence import MARGIN, Decision
+from kinopoisk_ft.statistics.equivalence import LARGEST, MARGIN, Decision
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.pairs import Pair
 
@@ -143,11 +143,12 @@ def _verdict(table: Table, a: str, b: str, locale: Locale) -> str:
 
 
 def _needed(decision: Decision, pair: Pair, locale: Locale) -> str:
-    counts = zip(("reviews", "seeds"), decision.count_more(pair), strict=True)
+    counts = {"reviews": decision.count_more(pair.reviews), "seeds": decision.more_seeds}
     # Two digits, because the estimate is rough.
-    known = {name: locale.number(float(f"{n:.2g}"), 0) for name, n in counts if n is not None}
+    known = {name: locale.number(float(f"{n:.2g}"), 0) for name, n in counts.items() if n}
     # The key contains the known numbers, as in "needed_reviews_seeds".
-    return locale("_".join(["needed", *known]), **known)
+    parts = ["needed", *known] + ([] if pair.measured else ["one_seed"])
+    return locale("_".join(parts), times=LARGEST, **known)
 
 
 def _floor(table: Table, locale: Locale) -> list[str]:

@@ -9,6 +9,7 @@ that it is larger ("worse"). Both tests are one-sided. Schuirmann, D. J. (1987);
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,18 +17,22 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from kinopoisk_ft.statistics.bootstrap import ALPHA
+from kinopoisk_ft.statistics.bootstrap import ALPHA, RESAMPLES
 from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.statistics.pairs import Difference, Pair, correct_holm
+from kinopoisk_ft.statistics.pairs import Difference, correct_holm
+from kinopoisk_ft.statistics.seeds import draw_seed_errors
 
 # The default margin in weighted F1, and a smaller margin for which reports also show verdicts.
 MARGIN, STRICT_MARGIN = 0.02, 0.01
-# Probability of a verdict with the added reviews or seeds of `Decision.count_more`.
+# Probability of a verdict with the added reviews or seeds of `Decision`.
 POWER = 0.8
-# Maximum of `more_reviews` and `more_seeds`, which can be huge if the observed deficit is close to
-# the margin.
-LARGEST = 100.0
+# The numbers of reviews and seeds are increased at most by this factor. If the observed deficit is
+# close to the margin, the needed numbers are huge.
+LARGEST = 100
+FACTORS = np.geomspace(1, LARGEST, 1001)[1:]
+# Errors of a normal distribution, in standard deviations.
+NORMAL = stats.norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
 NO_MORE = (None, None)
 
 Verdict = Literal["as good", "worse", "undecided"]
@@ -45,11 +50,12 @@ class Decision:
         p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin. It
             is not corrected for multiple tests; the other p-values are.
         more_reviews: factor by which the number of test reviews must grow to make a verdict likely.
-            It takes Holm's correction into account, and assumes that the true difference is equal
-            to the observed one. None if there is a verdict already, or if no realistic number of
-            reviews would be enough.
-        more_seeds: the factor for the number of seeds. None if there is a verdict already, or if no
-            realistic number of seeds would be enough.
+            It takes Holm's correction into account, and assumes that the true difference and
+            variances are equal to the observed ones. None if there is a verdict already, or if
+            LARGEST times as many reviews would not be enough.
+        more_seeds: the number of additional seeds of each approach that would do the same. None if
+            there is a verdict already, if LARGEST times as many seeds would not be enough, or if an
+            approach has only one seed, so that the number is unknown.
         low, high: one-sided 95% bounds of a - b, which is the negative deficit. They hold
             simultaneously for all approaches, and agree with the verdict: `low` is at least -margin
             if a is as good, and `high` is at most -margin if a is worse. If the verdict is
@@ -61,22 +67,13 @@ class Decision:
     p_worse: float
     p_equivalent: float
     more_reviews: float | None
-    more_seeds: float | None
+    more_seeds: int | None
     low: float
     high: float
 
-    def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
-        """Return how many more test reviews, or how many more seeds, would make a verdict likely.
-
-        The first number is None if `more_reviews` is None, the second if `more_seeds` is None.
-        """
-        return (
-            _count_more(self.more_reviews, pair.reviews), _count_more(self.more_seeds, pair.seeds)
-        )  # fmt: skip
-
-
-def _count_more(factor: float | None, count: int) -> int | None:
-    return None if factor is None else math.ceil(count * (factor - 1))
+    def count_more(self, reviews: int) -> int | None:
+        """Return how many test reviews to add to the present ones, for `more_reviews`."""
+        return None if self.more_reviews is None else math.ceil(reviews * (self.more_reviews - 1))
 
 
 def decide_against(
@@ -217,28 +214,36 @@ def _p_above(resampled: np.ndarray, bound: float) -> float:
     return float((1 + np.sum(resampled <= bound)) / (len(resampled) + 1))
 
 
-def _needed(
-    difference: Difference, margin: float, level: float
-) -> tuple[float | None, float | None]:
+def _needed(difference: Difference, margin: float, level: float) -> tuple[float | None, int | None]:
     """Return `more_reviews` and `more_seeds` for tests at the significance level `level`.
 
     See `Decision`. The factor for reviews assumes the present number of seeds, and vice versa.
     """
     found = difference.total
-    # A one-sided z-test at this level has the power POWER if the mean is this number of standard
-    # errors away from the margin.
-    sigmas = stats.norm.ppf(1 - level) + stats.norm.ppf(POWER)
-    # With a larger variance, the mean would be less than `sigmas` standard errors from the margin.
-    target = ((found.mean + margin) / sigmas) ** 2
+    distance = abs(found.mean + margin)
+    errors = draw_seed_errors(found.spreads, RESAMPLES)
+    # The part of the seed variance that does not depend on the reviews.
+    fixed = 1 - found.own_variance / found.seed_variance if found.seed_variance else 0.0
+
+    def is_enough(review_variance: float, errors: np.ndarray) -> bool:
+        # The quantile for `level` is the distance at which the test rejects. The observed distance
+        # is above it with the probability POWER if the true one is larger by the second quantile.
+        drawn = math.sqrt(review_variance) * NORMAL + errors
+        return bool(np.quantile(drawn, [1 - level, POWER]).sum() <= distance)
+
+    def reviews_are_enough(factor: float) -> bool:
+        scale = math.sqrt(fixed + (1 - fixed) / factor)
+        return is_enough(found.review_variance / factor, scale * errors)
+
+    def seeds_are_enough(more: int) -> bool:
+        spreads = [(spread, count + more) for spread, count in found.spreads]
+        return is_enough(found.review_variance, draw_seed_errors(spreads, RESAMPLES))
+
+    counts = [count for _, count in found.spreads]
+    added = range(1, (LARGEST - 1) * max(counts) + 1) if min(counts) > 1 else range(0)
+    reviews = bisect_left(FACTORS, True, key=reviews_are_enough)
+    seeds = bisect_left(added, True, key=seeds_are_enough)
     return (
-        # Reviews affect only the review variance, and seeds affect only the seed variance.
-        _factor(found.review_variance, target - found.seed_variance),
-        _factor(found.seed_variance, target - found.review_variance),
+        float(FACTORS[reviews]) if reviews < len(FACTORS) else None,
+        added[seeds] if seeds < len(added) else None,
     )
-
-
-def _factor(now: float, allowed: float) -> float | None:
-    # The factor may be below 1, because intervals from few seeds are wider than in the normal
-    # approximation.
-    factor = now / allowed if allowed > 0 else 0.0
-    return factor if 1 < factor <= LARGEST else None

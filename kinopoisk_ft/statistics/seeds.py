@@ -64,12 +64,18 @@ class Total(NamedTuple):
         resampled: (resamples,) values for simulated choices of test reviews and seeds.
         review_variance: variance due to the choice of test reviews.
         seed_variance: variance due to the choice of seeds; 0 if no approach has several seeds.
+        own_variance: the part of `seed_variance` that becomes smaller with more test reviews; see
+            `RunScores.own_variance`.
+        spreads: for each mean over seeds, the variance between the seeds and the number of seeds.
+            With one seed, the variance is unknown, and 0 here.
     """
 
     mean: float
     resampled: np.ndarray
     review_variance: float
     seed_variance: float
+    own_variance: float
+    spreads: tuple[tuple[float, int], ...]
 
 
 def subtract(a: RunScores, b: RunScores, *, same_seeds: bool, stream: int = 0) -> Total:
@@ -106,28 +112,37 @@ def total(sides: Sequence[tuple[float, RunScores]], stream: int = 0) -> Total:
     own = sum(seeds.own_variance / len(seeds.observed) for _, seeds in sides)
     variance = float(np.var(reviews))
     shared = math.sqrt(max(0.0, 1 - own / variance)) if variance else 0.0
-    counted = [seeds.observed for _, seeds in sides if len(seeds.observed) > 1]
-    # The squared standard error of each mean over seeds.
-    parts = [float(values.var(ddof=1)) / len(values) for values in counted]
-    freedoms = [len(values) - 1 for values in counted]
-    errors = _draw_seed_errors(parts, freedoms, len(reviews), stream)
-    resampled = observed + shared * reviews + errors
-    return Total(observed, resampled, shared**2 * variance, sum(parts))
+    spreads = tuple(
+        (float(values.var(ddof=1)) if len(values) > 1 else 0.0, len(values))
+        for values in (seeds.observed for _, seeds in sides)
+    )
+    resampled = observed + shared * reviews + draw_seed_errors(spreads, len(reviews), stream)
+    seed_variance = sum(spread / count for spread, count in spreads)
+    return Total(
+        mean=observed,
+        resampled=resampled,
+        review_variance=shared**2 * variance,
+        seed_variance=seed_variance,
+        # Estimates of a part and of the whole may contradict each other.
+        own_variance=min(own, seed_variance),
+        spreads=spreads,
+    )
 
 
-def _draw_seed_errors(
-    variances: list[float], freedoms: list[int], resamples: int, stream: int
+def draw_seed_errors(
+    spreads: Sequence[tuple[float, int]], resamples: int, stream: int = 0
 ) -> np.ndarray:
     """Draw an error due to seeds for each resample, from Student's t distribution.
 
-    `variances` and `freedoms` have one value for each mean over several seeds: its squared standard
-    error, and the degrees of freedom of this estimate.
+    `spreads` and `stream` are those of `Total` and `total`.
     """
-    if not sum(variances):
+    # The squared standard error of each mean over seeds, and its degrees of freedom.
+    parts = [(spread / count, count - 1) for spread, count in spreads if count > 1]
+    variance = sum(part for part, _ in parts)
+    if not variance:
         return np.zeros(resamples)
-    shares = [(part / sum(variances)) ** 2 / n for part, n in zip(variances, freedoms, strict=True)]
     # Welch-Satterthwaite degrees of freedom.
-    freedom = 1 / sum(shares)
+    freedom = 1 / sum((part / variance) ** 2 / n for part, n in parts)
     rng = np.random.default_rng((STREAM, stream))
     # Percentile intervals of these draws are Student's intervals, or Welch's for two approaches.
-    return math.sqrt(sum(variances)) * rng.standard_t(freedom, resamples)
+    return math.sqrt(variance) * rng.standard_t(freedom, resamples)

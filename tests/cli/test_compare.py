@@ -59,8 +59,8 @@ def test_a_chosen_reference_and_what_would_decide(capsys: pytest.CaptureFixture[
     assert main(["compare", "a.csv", "b.parquet", "--reference", "b"]) == 0
     shown = capsys.readouterr().out
     assert "minus b" in shown
-    assert "a: undecided at 0.02; at least" in shown
-    assert "more test examples are needed" in shown
+    assert "a: undecided at 0.02; needed for a verdict: more test examples (at least " in shown
+    assert "how many seeds is unknown, because an approach has only one" in shown
 
 
 def test_films_are_resampled_together(capsys: pytest.CaptureFixture[str]) -> None:

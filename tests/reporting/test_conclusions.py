@@ -39,24 +39,27 @@ def test_each_verdict_has_its_words(skill: float, words: str, group: str) -> Non
 
 
 def test_what_would_decide_is_said() -> None:
-    """The table has one decision, with 300 test reviews and one seed."""
+    """The table has one decision, with 300 test reviews."""
     runs = [trained(), trained("gru", test_f1_weighted=0.91)]
     table = one_table(*runs, answered={"bert": [1.5], "gru": [3.0]})
     (decision,) = table.decisions[0.02].values()
     (pair,) = table.comparison.pairs
-    for reviews, seeds, needed in (
-        (
-            2.0,
-            3.0,
-            f"at least {pair.reviews} more test reviews or 2 more seeds are needed",
-        ),
-        (2.0, None, f"; at least {pair.reviews} more test reviews are needed"),
-        (None, 3.0, "; at least 2 more seeds are needed"),
-        (None, None, "neither more test reviews nor more seeds alone would decide"),
+    reviews = f"needed for a verdict: more test reviews (at least {pair.reviews})"
+    seeds = "more seeds of each approach (at least 1)"
+    for factor, more, measured, needed in (
+        (2.0, 1, True, f"{reviews} or {seeds})"),
+        (2.0, None, True, f"{reviews}; even 100 times as many seeds would not be enough)"),
+        (2.0, None, False, f"{reviews}; how many seeds is unknown, because an approach has only"),
+        (None, 1, True, f"needed for a verdict: {seeds}; with so few seeds, more test reviews"),
+        (None, None, True, "neither 100 times as many test reviews nor 100 times as many seeds"),
+        (None, None, False, "even 100 times as many test reviews would not be enough for a"),
     ):
-        weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
-        doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})
-        assert needed in conclusions(doubtful, EN)[0]
+        weak = replace(decision, verdict="undecided", more_reviews=factor, more_seeds=more)
+        found = replace(table.comparison, pairs=(replace(pair, measured=measured),))
+        decisions = {0.02: {"bert": weak}, 0.01: {"bert": weak}}
+        doubtful = replace(table, comparison=found, decisions=decisions)
+        assert f"; {needed}" in conclusions(doubtful, EN)[0]
+        assert conclusions(doubtful, Locale("ru"))
         assert "do not show whether its lead over bert is smaller or larger than 0.02" in answer(
             doubtful, EN
         )

@@ -122,6 +122,57 @@ def test_the_needed_number_is_for_the_verdict_that_is_close() -> None:
     assert found.more_reviews == pytest.approx((0.02 * sigmas / 0.03) ** 2, rel=0.01)
 
 
+def paired(count: int, error: float) -> tuple[RunScores, RunScores]:
+    """Return two approaches with the mean 0, whose paired seeds differ by a deviation of 0.01."""
+    scores = np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
+    scores *= 0.01 / (scores.std(ddof=1) if count > 1 else 1)
+    drawn = error * stats.norm.ppf((np.arange(9999) + 0.5) / 9999)[:, None]
+    return RunScores(scores, scores + drawn), RunScores(0 * scores, 0 * drawn + 0 * scores)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_needed_number_of_seeds_is_that_of_students_t_test(count: int) -> None:
+    """The oracle is the sample size for a one-sided t-test, from the noncentral t distribution."""
+    a, b = paired(count, 1e-9)
+    (found,) = decide([difference(a, b, same_seeds=True)], margin=0.01)
+    power = {
+        n: stats.nct.sf(stats.t.isf(0.05, n - 1), n - 1, 0.01 / (0.01 / np.sqrt(n)))
+        for n in range(2, 30)
+    }
+    expected = min(n for n, probability in power.items() if probability >= 0.8)
+    assert found.more_seeds is not None
+    assert abs(count + found.more_seeds - expected) <= 1
+
+
+def test_reviews_do_not_decide_with_too_few_seeds() -> None:
+    """With a normal approximation, fewer reviews and seeds than the present ones would decide."""
+    a, b = paired(2, 0.001)
+    (found,) = decide([difference(a, b, same_seeds=True)])
+    assert found.verdict == "undecided"
+    error = np.hypot(0.001, 0.01 / np.sqrt(2))
+    assert 0.02 / error > stats.norm.isf(0.05) + stats.norm.isf(0.2)
+    assert found.more_reviews is None
+    assert found.more_seeds is not None
+    assert 1 <= found.more_seeds <= 3
+
+
+def test_the_needed_number_of_seeds_is_unknown_if_an_approach_has_one() -> None:
+    (a, _), (b, _) = paired(2, 0.03), paired(1, 0.03)
+    (found,) = decide([difference(a, b, same_seeds=False)])
+    assert found.verdict == "undecided"
+    assert found.more_seeds is None
+
+
+def test_more_reviews_also_reduce_their_part_of_the_variance_between_seeds() -> None:
+    """The seeds differ only because their reviews are different, so reviews replace seeds."""
+    rng = np.random.default_rng(0)
+    a, b = paired(3, 0.001)
+    a = RunScores(a.observed, a.resampled + rng.normal(0, 0.02, a.resampled.shape))
+    (found,) = decide([difference(a, b, same_seeds=True)], margin=0.01)
+    assert found.verdict == "undecided"
+    assert found.more_reviews is not None
+
+
 def count_as_good(world: World, times: int) -> float:
     """Return how often b is called as good as a, if it is worse by exactly the margin."""
     a, b = world.truth[HEADLINE]
