@@ -139,6 +139,19 @@ def test_the_answer_follows_the_verdict(skill: float, seconds: float, said: str)
     assert answer(table, EN).startswith(said)
 
 
+def test_names_and_counts_of_undecided_approaches_fit_the_russian_sentence() -> None:
+    """Neither "остальные" nor a count can be inflected, so they follow a colon."""
+    models = {"bert": 0.94, "gru": 0.93, "lstm": 0.92, "cnn": 0.91}
+    for others, words in ((1, "gru"), (2, "gru и lstm"), (3, "остальные")):
+        named = dict(list(models.items())[: others + 1])
+        runs = [trained(name, test_f1_weighted=f1) for name, f1 in named.items()]
+        skills = {name: [3.05 if name == "bert" else 2.8] for name in named}
+        table = one_table(*runs, answered=skills)
+        said = answer(table, Locale("ru"))
+        assert said.startswith("Рекомендации нет: наибольшая взвешенная F1 у bert (0,940)")
+        assert said.endswith(f" Под вопросом: {words}.")
+
+
 def test_cards_have_few_words() -> None:
     runs = [trained("e5-small-ru", "lora", settings={"adapter.config.r": "8"}), trained("gru")]
     large = [replace(r, metrics=r.metrics | {"peak_memory_mb": 5.0, "total_parameters": 3e7})
