@@ -72,7 +72,7 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
     decisions = decide_against(best, names, found, margin)
     # As in the report, a second verdict uses half of the margin.
     strict = decide_against(best, names, found, margin / 2)
-    rows, needed = [], []
+    rows, remarks = [], []
     for name in names:
         mean = means[name]
         row = [name, f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"]
@@ -84,8 +84,13 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
         row.append(f"{delta:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}]")
         rows.append([*row, decision.verdict, strict[name].verdict])
         if decision.verdict == "undecided":
-            needed.append(f"{name}: undecided at {margin:g}; {_needed(decision, pair)}")
-    return _format(rows, best, margin, needed)
+            remarks.append(f"{name}: undecided at {margin:g}; {_needed(decision, pair)}")
+    if single := [one.name for one in approaches if len(one.runs) == 1]:
+        remarks.append(
+            f"One seed: {', '.join(single)}. The variation between seeds was not measured, so "
+            "verdicts apply to these runs only."
+        )
+    return _format(rows, best, margin, remarks)
 
 
 def _check_groups(approaches: Sequence[Approach]) -> None:
@@ -141,14 +146,14 @@ def _needed(decision: Decision, pair: Pair) -> str:
     return "; ".join([*needed, *limits])
 
 
-def _format(rows: list[list[str]], best: str, margin: float, needed: list[str]) -> str:
+def _format(rows: list[list[str]], best: str, margin: float, remarks: list[str]) -> str:
     from tabulate import tabulate
 
     headers = ["approach", "weighted F1", f"minus {best}", f"at {margin:g}",
                f"at {margin / 2:g}"]  # fmt: skip
     # Otherwise, tabulate would parse the numbers in the texts, and print 0.9100 as 0.91.
     lines = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), ""]
-    lines += needed
+    lines += remarks
     lines.append(
         "Intervals: 95%, bootstrap over examples (or whole groups) and Student's t over seeds.\n"
         f"Those of differences are simultaneous one-sided bounds for the verdicts at {margin:g}.\n"

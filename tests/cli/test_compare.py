@@ -63,6 +63,14 @@ def test_a_chosen_reference_and_what_would_decide(capsys: pytest.CaptureFixture[
     assert "how many seeds is unknown, because an approach has only one" in shown
 
 
+def test_approaches_with_one_seed_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for first, expected in (("one=a.csv,b.parquet", "One seed: c."), ("a.csv", "One seed: a, c.")):
+        assert main(["compare", first, "c.jsonl"]) == 0
+        assert f"{expected} The variation between seeds was not measured" in capsys.readouterr().out
+    assert main(["compare", "one=a.csv,b.parquet", "two=b.parquet,a.csv"]) == 0
+    assert "One seed" not in capsys.readouterr().out
+
+
 def test_films_are_resampled_together(capsys: pytest.CaptureFixture[str]) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         grouped = table(0.9, seed)
