@@ -15,6 +15,14 @@ from kinopoisk_ft.reporting.table import Table
 EN, RU = Locale("en"), Locale("ru")
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_needed_numbers_are_called_minimums(language: str) -> None:
+    """In benchmarks/results/verdicts.md, they decide fewer than 80% of most simulated studies."""
+    note = Locale(language)("note_verdicts", margin="0.02")
+    assert {"en": "are minimums", "ru": "минимальные"}[language] in note
+    assert {"en": "the probability was lower", "ru": "вероятность была ниже"}[language] in note
+
+
 def test_unequal_budgets_are_said_in_words() -> None:
     common = {"trainer.epochs": "2", "trainer.batch_size": "16", "data.strip_scores": "False"}
     changes = {
