@@ -198,10 +198,15 @@ def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    model = row.first.model
-    full = [r for r in table.learned if r.first.model == model and r.first.adapter == FULL]
+    # One option, such as `encoder`, can load any checkpoint.
+    start = _checkpoint(row)
+    full = [r for r in table.learned if r.first.adapter == FULL and _checkpoint(r) == start]
     # The row with the fewest other differences shows best what the adapter changes.
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
+
+
+def _checkpoint(row: Row) -> tuple[str, str, str]:
+    return row.first.model, row.setting("model.name"), row.setting("model.revision")
 
 
 def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale: Locale) -> str:

@@ -201,3 +201,17 @@ def test_rivals_are_named_without_times() -> None:
         run.metrics.pop("train_seconds")
     table = one_table(*runs, answered={"bert": [3.0], "gru": [3.0]})
     assert recommendations(table)[-1].endswith("As good at a margin of 0.02: gru.")
+
+
+@pytest.mark.parametrize("key", ["model.name", "model.revision"])
+def test_full_fine_tuning_of_another_checkpoint_says_nothing_about_an_adapter(key: str) -> None:
+    large, tiny = ({key: name} for name in ("large", "tiny"))
+    runs = [
+        trained("encoder", test_f1_weighted=0.95, settings=large),
+        trained("encoder", test_f1_weighted=0.91, settings=tiny),
+        trained("encoder", "lora", settings=tiny),
+    ]
+    said = " ".join(conclusions(one_table(*runs), EN))
+    name = key.rpartition(".")[2]
+    assert f"encoder + LoRA against full fine-tuning (encoder ({name}=tiny))" in said
+    assert "against full fine-tuning" not in " ".join(conclusions(one_table(*runs[::2]), EN))
