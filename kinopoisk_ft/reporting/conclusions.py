@@ -158,7 +158,7 @@ def _floor(table: Table, locale: Locale) -> list[str]:
         floor = table.majority[HEADLINE]
         delta = locale.score(best.values[HEADLINE].mean - floor, signed=True)
         found.append(locale("above_majority", name=best.name, f1=locale.score(floor), delta=delta))
-    if not best.is_network and others:
+    if not best.is_network and any(row.is_network for row in others):
         found.append(locale("tfidf_best"))
     # The sentence `best` describes the first of them.
     for row in others[1:]:

@@ -173,6 +173,11 @@ def test_tfidf_may_be_the_best() -> None:
     assert "TF-IDF also trains fastest, in 2.00 s." in said
 
 
+def test_tfidf_is_compared_only_with_networks_that_are_there() -> None:
+    runs = [trained("tfidf", settings={"data.max_characters": limit}) for limit in ("900", "None")]
+    assert "network" not in " ".join(conclusions(one_table(*runs), EN))
+
+
 def test_a_single_approach_has_nothing_to_compare() -> None:
     table = one_table(trained())
     said = " ".join(conclusions(table, EN))
