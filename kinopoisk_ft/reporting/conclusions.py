@@ -235,11 +235,12 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
     if mamba is None or not others:
         return []
     # Pretraining matters more than the architecture, so compare networks with the same start.
-    # Of networks with an equal key, `min` returns the first, which has the highest weighted F1.
-    other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
+    same = [row for row in others if row.starts_randomly == mamba.starts_randomly]
+    # Both lists begin with the highest weighted F1.
+    other = (same or others)[0]
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
-    key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
-    return [locale(key, name=mamba.name, other=other.name, facts=facts)]
+    start = "_from_scratch" if mamba.starts_randomly else "_pretrained"
+    return [locale(f"mamba{start if same else ''}", name=mamba.name, other=other.name, facts=facts)]
 
 
 def _leakage(table: Table, locale: Locale) -> list[str]:

@@ -194,6 +194,9 @@ def test_networks_from_random_weights_are_compared_with_each_other() -> None:
     table = one_table(*runs, trained("bert_scratch", test_f1_weighted=0.91, **scratch))
     last = conclusions(table, EN)[-1]
     assert "best other network trained from random weights (bert_scratch)" in last
+    best = trained("gru_scratch", test_f1_weighted=0.99, **scratch)
+    pretrained = one_table(runs[0], trained("mamba"), best)
+    assert "the best other pretrained network (encoder)" in conclusions(pretrained, EN)[-1]
     note = next(note for note in table_notes(table, EN) if "random weights" in note)
     assert "bert_scratch and mamba_scratch" in note
     assert "encoder" not in note

@@ -112,7 +112,7 @@ def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
     assert "Best quality: bert 178M + LoRA, weighted F1 0.9509" in said
     assert "TF-IDF trains fastest, in 21.5 s" in said
     assert "296,450 trainable parameters instead of 177,854,978 (0.17% of them)" in said
-    assert "Mamba (mamba 129M) against the best other network (bert 178M + LoRA)" in said
+    assert "Mamba (mamba 129M) against the best other pretrained network (bert 178M + LoRA)" in said
     # These runs kept no predictions, so no sentence may claim to know.
     assert "difference in weighted F1: −0.0264 (not tested" in said
 
