@@ -127,7 +127,7 @@ def _json_table(section: Section) -> dict[str, Any]:
     for row in _all_rows(section):
         record = _record(table, row)
         # CSV cells are strings such as "yes" and "", which become true and null in JSON.
-        record |= {mark: record[mark] == "yes" for mark in MARKS}
+        record |= {mark: record[mark] == "yes" for mark in MARKS if record[mark]}
         record["runs"] = [asdict(run) for run in row.runs] if row else []
         record["own_settings"] = row.own_settings if row else {}
         rows.append({key: None if value == "" else value for key, value in record.items()})
@@ -211,9 +211,10 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
         for name, attribute in DECIDED.items():
             record[f"{name}_{margin:g}"] = getattr(decision, attribute) if decision else ""
     record["learned"] = _yes(row.learned) if row else ""
-    for mark in MARKS:
-        record[mark] = _yes(row is not None and row.marked(mark))
     from_best = row.from_best if row else table.majority_from_best
+    for mark, name in MARKS.items():
+        marked = row is not None and row.marked(mark)
+        record[mark] = _yes(marked) if name in from_best else ""
     for name in BEST:
         record[f"{name}_best"] = table.best.get(name, "")
         record[f"{name}_from_best"] = from_best.get(name, "")

@@ -70,11 +70,15 @@ def sizes(table: Table, locale: Locale) -> pd.DataFrame:
 def against_best(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table that compares each row with the best values."""
     rows = []
-    for row in table.rows:
-        answers = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
-        rows.append([row.name, *answers, *_distances(row.from_best, locale)])
-    distances = _distances(table.majority_from_best, locale)
-    rows.append([locale("majority"), *[locale("no")] * len(MARKS), *distances])
+    for row in (*table.rows, None):
+        distances = row.from_best if row else table.majority_from_best
+        # Without a recorded value, it is unknown whether the value is the best.
+        answers = [
+            locale("yes" if row and row.marked(mark) else "no") if name in distances else NOTHING
+            for mark, name in MARKS.items()
+        ]
+        title = row.name if row else locale("majority")
+        rows.append([title, *answers, *_distances(distances, locale)])
     marks = [f"{locale.label(name)}: {locale(f'mark_{mark}')}" for mark, name in MARKS.items()]
     headings = [locale("approach"), *marks, *(locale(f"{name}_from_best") for name in BEST)]
     return frame_of(headings, rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from report_rows import one_table, trained
 from report_store import (
     COLUMNS,
     FINISHED,
@@ -17,7 +18,9 @@ from report_store import (
     report,
 )
 
-from kinopoisk_ft.reporting.data_files import _csv
+from kinopoisk_ft.reporting.data_files import _csv, _record
+from kinopoisk_ft.reporting.frames import against_best
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.runs import collect
 
 
@@ -67,6 +70,18 @@ def test_marks_best_values_and_distances(study: tuple) -> None:
         assert found[f"{column}_from_best"].tolist() == pytest.approx(distances)
         assert (found[mark] == "yes").tolist() == (mean[column] == value).tolist()
     assert found.index[found["min_time"] == "yes"].tolist() == ["TF-IDF"]
+
+
+def test_it_is_unknown_whether_a_missing_time_is_the_shortest(study: tuple) -> None:
+    run = trained("gru")
+    del run.metrics["train_seconds"]
+    for runs, marks in (([run], ["-", "-"]), ([run, trained()], ["yes", "-", "-"])):
+        table = one_table(*runs)
+        assert against_best(table, Locale("en"))["training time: fastest"].tolist() == marks
+        found = {row.name: _record(table, row)["min_time"] for row in table.rows}
+        assert found == {"gru": ""} | ({"bert": "yes"} if len(runs) > 1 else {})
+    last = study[1]["tables"][0]["rows"][-1]
+    assert (last["best_f1"], last["min_time"]) == (False, None)
 
 
 def test_unknown_values_are_empty_cells() -> None:
