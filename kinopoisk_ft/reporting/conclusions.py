@@ -173,27 +173,35 @@ def _cheapest(rows: Sequence[Row], column: str) -> Row | None:
     return min(known, key=lambda row: row.values[column].mean, default=None)
 
 
-def _cheapest_network(table: Table, column: str) -> Row | None:
-    return _cheapest([row for row in table.learned if row.is_network], column)
+def _networks(table: Table) -> list[Row]:
+    return [row for row in table.learned if row.is_network]
+
+
+def _among(rows: Sequence[Row], column: str, locale: Locale) -> str:
+    """Return the words that limit a superlative to the rows that recorded the cost."""
+    return "" if all(column in row.values for row in rows) else locale("among_measured")
 
 
 def _fastest(table: Table, locale: Locale) -> list[str]:
     best, fastest = table.learned[0], _cheapest(table.learned, TIME)
-    if fastest is None:
+    if fastest is None or TIME not in best.values:
         return []
+    among = _among(table.learned, TIME, locale)
     if fastest is best:
-        return [locale("fastest_is_best", **_numbers(best, locale))]
-    found = [_faster("fastest", table, fastest, locale)]
-    network = _cheapest_network(table, TIME)
+        return [locale("fastest_is_best", among=among, **_numbers(best, locale))]
+    found = [_faster("fastest", table, fastest, among, locale)]
+    networks = _networks(table)
+    network = _cheapest(networks, TIME)
     # If this network is the best row, the first sentence already contains its time.
     if not fastest.is_network and network and network is not best:
-        found.append(_faster("fastest_network", table, network, locale))
+        among = _among(networks, TIME, locale)
+        found.append(_faster("fastest_network", table, network, among, locale))
     return found
 
 
-def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
+def _faster(key: str, table: Table, row: Row, among: str, locale: Locale) -> str:
     best = table.learned[0]
-    parts = _numbers(row, locale) | _difference(table, row, best, locale)
+    parts = {"among": among} | _numbers(row, locale) | _difference(table, row, best, locale)
     return locale(key, best=best.name, best_time=_numbers(best, locale)["time"], **parts)
 
 
@@ -281,14 +289,16 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     cheapest = _cheapest(table.learned, column)
     if cheapest is None:
         return None
-    text = locale(f"limit_{COSTS[column]}", **_costs(table, cheapest, column, locale))
+    among = _among(table.learned, column, locale)
+    costs = _costs(table, cheapest, column, locale)
+    text = locale(f"limit_{COSTS[column]}", among=among, **costs)
     # TF-IDF is often the cheapest approach, but the reader may need a network.
-    network = _cheapest_network(table, column)
+    network = _cheapest(_networks(table), column)
     if network and not cheapest.is_network:
         text += " " + locale("limit_network", **_costs(table, network, column, locale))
     limit, brief = COSTS[column], locale.brief(cheapest.values[column].mean, COLUMNS[column])
     number = locale(f"cost_{limit}", value=brief)
-    reason = locale(f"card_{limit}", f1=_round(cheapest, locale))
+    reason = locale(f"card_{limit}", among=among, f1=_round(cheapest, locale))
     return Choice(limit, cheapest.name, text, number, reason, table.verdict(cheapest))
 
 
@@ -311,7 +321,8 @@ def _quality(table: Table, locale: Locale) -> str:
             continue
         names, fastest = locale.listed([row.name for row in group]), ""
         if verdict == "as_good" and (found := _cheapest([best, *group], TIME)):
-            fastest = locale("group_fastest", **_numbers(found, locale))
+            among = _among([best, *group], TIME, locale)
+            fastest = locale("group_fastest", among=among, **_numbers(found, locale))
         margin = locale.number(MARGIN, 2)
         text.append(locale(f"group_{verdict}", names=names, margin=margin, fastest=fastest))
     return " ".join(text)

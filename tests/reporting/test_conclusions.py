@@ -223,3 +223,25 @@ def test_full_fine_tuning_of_another_checkpoint_says_nothing_about_an_adapter(ke
     name = key.rpartition(".")[2]
     assert f"encoder + LoRA against full fine-tuning (encoder ({name}=tiny))" in said
     assert "against full fine-tuning" not in " ".join(conclusions(one_table(*runs[::2]), EN))
+
+
+@pytest.mark.parametrize(
+    ("unmeasured", "said"),
+    [
+        ("mamba", "bert trains fastest of those measured, in 3.00 s against 5.00 s for gru;"),
+        ("bert", "gru also trains fastest of those measured, in 5.00 s."),
+        ("gru", ""),
+    ],
+)
+def test_the_fastest_is_the_fastest_of_those_measured(unmeasured: str, said: str) -> None:
+    runs = [trained("gru", test_f1_weighted=0.95, train_seconds=5.0),
+            trained("bert", train_seconds=3.0), trained("mamba", train_seconds=9.0)]  # fmt: skip
+    for run in runs:
+        if run.model == unmeasured:
+            del run.metrics["train_seconds"]
+    table = one_table(*runs)
+    found = [text for text in conclusions(table, EN) if "fastest" in text]
+    assert [text.startswith(said) for text in found] == ([True] if said else [])
+    cards = {card.limit: card.reason for card in choices(table, EN)}
+    assert cards["time"].startswith("trains fastest of those measured; weighted F1")
+    assert cards["parameters"].startswith("fewest; weighted F1")
