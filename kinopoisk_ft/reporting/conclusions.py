@@ -18,6 +18,9 @@ from kinopoisk_ft.statistics.pairs import Pair
 
 # A sentence names at most this many undecided approaches. Otherwise, it only counts them.
 MOST_NAMED = 2
+# An approach that is as good as the best one is recommended instead if it saves more than this
+# fraction of a cost. Smaller savings may be noise.
+SAVING = 0.1
 # The adapter config that trains all weights.
 FULL = "none"
 # The adapters that the original study compares with full fine-tuning, in this order.
@@ -54,18 +57,15 @@ def answer(table: Table, locale: Locale) -> str:
         return locale("only", **_numbers(best, locale))
     verdicts = {row.name: table.verdict(row) for row in others}
     as_good = [row for row in others if verdicts[row.name] == "as_good"]
-    # One cost decides: the first one in `COSTS` that the best row has.
-    column = next((name for name in COSTS if name in best.values), None)
-    # An approach that is as good as the best one and costs less is recommended instead.
-    cheapest = _cheapest([best, *as_good], column) if column else best
+    # One cost decides: the first one in `COSTS` that can be compared.
+    column = next((name for name in COSTS if _is_comparable([best, *as_good], name)), None)
     margin = locale.number(MARGIN, 2)
     parts = {"name": best.name, "f1": _round(best, locale), "margin": margin}
-    if column and cheapest and cheapest is not best:
-        costs = [locale.value(row.values[column].mean, COLUMNS[column])
-                 for row in (cheapest, best)]  # fmt: skip
+    if column and (taken := _take(best, as_good, column)) is not best:
+        costs = [locale.value(row.values[column].mean, COLUMNS[column]) for row in (taken, best)]
         return locale(
-            f"answer_{COSTS[column]}", **parts | {"name": cheapest.name}, best=best.name,
-            low=_round(cheapest, locale), a=costs[0], b=costs[1],
+            f"answer_{COSTS[column]}", **parts | {"name": taken.name}, best=best.name,
+            low=_round(taken, locale), a=costs[0], b=costs[1],
         )  # fmt: skip
     undecided, worse = (
         _few([name for name, verdict in verdicts.items() if verdict == one], len(others), locale)
@@ -76,8 +76,34 @@ def answer(table: Table, locale: Locale) -> str:
         said += [locale("group_worse", names=worse, margin=margin)] if worse else []
         return " ".join(said)
     # A verdict is empty if the predictions of an approach are missing.
-    known = "unmeasured" if not all(verdicts.values()) else "as_good" if as_good else "worse"
-    return locale(f"answer_{known}", **parts)
+    if not all(verdicts.values()):
+        return locale("answer_unmeasured", **parts)
+    if as_good and column:
+        saving, cost = locale.percent(SAVING), locale(column)
+        return locale("answer_as_good", saving=saving, cost=cost, **parts)
+    return locale("answer_no_cost" if as_good else "answer_worse", **parts)
+
+
+def _is_comparable(rows: list[Row], column: str) -> bool:
+    """Return whether a cost may decide between rows.
+
+    Every row needs a value. Times and memory depend on the device, and some times are doubtful.
+    """
+    if not all(column in row.values for row in rows):
+        return False
+    if column == TRAINABLE:
+        return True
+    one_device = len({run.device for row in rows for run in row.runs}) == 1
+    return one_device and not (column == TIME and any(row.has_doubtful_times for row in rows))
+
+
+def _take(best: Row, as_good: list[Row], column: str) -> Row:
+    taken = best
+    # The rows are sorted by score, so each loss in score is paid for by a saving.
+    for row in as_good:
+        if row.values[column].mean < (1 - SAVING) * taken.values[column].mean:
+            taken = row
+    return taken
 
 
 def _few(names: list[str], total: int, locale: Locale) -> str:

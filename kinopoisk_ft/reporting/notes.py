@@ -21,9 +21,6 @@ from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.slices import NO_GRADE
 
-# A note warns about an approach whose longest training time exceeds its shortest by this factor. On
-# an idle machine, training times with the same settings differ by only a few percent.
-DOUBTFUL_RATIO = 1.5
 # A caveat says that the approaches read different fractions of the texts if the highest and the
 # lowest fraction differ by at least this much.
 UNEQUAL_SHARE = 0.02
@@ -214,8 +211,8 @@ def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
 def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
     notes = []
     for row in rows:
-        times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
-        if row.is_network and times and max(times) > DOUBTFUL_RATIO * min(times):
+        if row.is_network and row.has_doubtful_times:
+            times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
             low, high = locale.seconds(min(times)), locale.seconds(max(times))
             notes.append(locale("note_times", name=row.name, low=low, high=high))
     return notes

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.columns import COLUMNS, MARKS
+from kinopoisk_ft.reporting.columns import COLUMNS, MARKS, TIME
 from kinopoisk_ft.reporting.runs import BASELINE, TrainedRun
 
 # A row with more distinguishing settings has a number in its name instead of the settings.
@@ -27,6 +27,9 @@ BUDGETS = (*(key for key in BUDGET if key.startswith("trainer.")), SEARCH)
 # Fields of `TrainedRun`. The settings may contain `auto`, whose meaning depends on the machine.
 OF_RUNS = ("device", "precision")
 COMPARED = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
+# Training times are doubtful if the longest exceeds the shortest by this factor. On an idle
+# machine, training times with the same settings differ by only a few percent.
+DOUBTFUL_RATIO = 1.5
 # Usual spelling of adapters, by name of their option.
 ADAPTERS = {
     "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "ia3": "(IA)³", "bitfit": "BitFit",
@@ -101,6 +104,12 @@ class Row:
         known = [(n, share) for n, share in found if n is not None and share is not None]
         most = max(known, default=(0.0, 0.0))
         return most if most[0] or len(known) == len(found) else None
+
+    @property
+    def has_doubtful_times(self) -> bool:
+        """Return whether the training times of the runs differ by more than `DOUBTFUL_RATIO`."""
+        times = [run.metrics[TIME] for run in self.runs if TIME in run.metrics]
+        return bool(times) and max(times) > DOUBTFUL_RATIO * min(times)
 
     def setting(self, key: str) -> str:
         """Return the value of the setting `key`, or "" if it is missing or None."""

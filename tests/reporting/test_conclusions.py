@@ -16,6 +16,7 @@ from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.table import Table
 
 EN = Locale("en")
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def recommendations(table: Table) -> list[str]:
@@ -126,7 +127,9 @@ def test_without_predictions_chance_is_not_measured() -> None:
         (3.0, 50.0, "Take bert: it is as good as gru (weighted F1 0.900 against 0.910, margin "
          "0.02) "
          "and trains in 50.0\N{NO-BREAK SPACE}s instead of 100.0\N{NO-BREAK SPACE}s."),
-        (3.0, 200.0, "Take gru: it has the highest weighted F1, 0.910, and costs least of those"),
+        (3.0, 200.0, "Take gru: it has the highest weighted F1, 0.910, and no approach that is "
+         "as good saves more than 10% of the training time."),
+        (3.0, 99.0, "Take gru: it has the highest weighted F1, 0.910, and no approach that is"),
         (1.2, 50.0, "Take gru: it has the highest weighted F1, 0.910, and all others are worse by"),
         (2.8, 50.0, "No approach is recommended: gru has the highest weighted F1, 0.910, but"),
     ],
@@ -150,6 +153,44 @@ def test_names_and_counts_of_undecided_approaches_fit_the_russian_sentence() -> 
         said = answer(table, Locale("ru"))
         assert said.startswith("Рекомендации нет: наибольшая взвешенная F1 у bert (0,940)")
         assert said.endswith(f" Под вопросом: {words}.")
+
+
+def test_costs_that_cannot_be_compared_do_not_decide() -> None:
+    """The training times would recommend bert, which is as good as gru."""
+    times = {"bert": (40.0, 41.0, 42.0), "gru": (100.0, 101.0, 102.0)}
+
+    def answered(device: str = "cpu", parameters: float = 1000.0, **others: tuple) -> str:
+        runs = [
+            trained(name, seed=seed, test_f1_weighted=0.9 if name == "bert" else 0.91,
+                    train_seconds=seconds, device=device if name == "bert" else "cpu",
+                    trainable_parameters=parameters if name == "bert" else 1000.0)
+            for name, values in (times | others).items()
+            for seed, seconds in enumerate(values)
+        ]  # fmt: skip
+        for run in runs:
+            for key in ("train_seconds", "trainable_parameters"):
+                if not run.metrics[key]:
+                    del run.metrics[key]
+        return answer(one_table(*runs, answered={"bert": [3.0] * 3, "gru": [3.05] * 3}), EN)
+
+    assert answered().endswith(f"and trains in 41.0{NBSP}s instead of 101.0{NBSP}s.")
+    # The numbers of parameters decide instead.
+    for changes in ({"bert": (20.0, 41.0, 42.0)}, {"bert": (0.0,) * 3}, {"device": "cuda"}):
+        assert answered(**changes).endswith("saves more than 10% of the trainable parameters.")
+        assert answered(**changes, parameters=500.0).endswith(
+            "trains 500 parameters instead of 1,000."
+        )
+    neither = answered("cuda", parameters=0.0)
+    assert neither.endswith("Costs did not decide, because they cannot be compared.")
+
+
+def test_each_loss_in_score_pays_for_a_saving() -> None:
+    """All three are as good; the last saves too little compared with the second."""
+    costs = {"gru": (0.91, 100.0), "bert": (0.905, 41.0), "mamba": (0.9, 40.0)}
+    runs = [trained(name, seed=seed, test_f1_weighted=f1, train_seconds=seconds)
+            for name, (f1, seconds) in costs.items() for seed in range(3)]  # fmt: skip
+    table = one_table(*runs, answered={name: [3.0] * 3 for name in costs})
+    assert answer(table, EN).startswith("Take bert: it is as good as gru")
 
 
 def test_cards_have_few_words() -> None:
