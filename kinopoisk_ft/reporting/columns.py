@@ -16,9 +16,9 @@ Kind = Literal["score", "seconds", "count", "share"]
 # `page` is the main table of the HTML page, `view` is the table of runs in the MLflow UI. The
 # others are tables of the Markdown report.
 Shown = Literal["results", "sizes", "page", "view", "calibration"]
-TIME, TRAINABLE = "train_seconds", "trainable_parameters"
+TIME, TRAINABLE, MEMORY = "train_seconds", "trainable_parameters", "peak_memory_mb"
 # Columns that measure a cost, with the name of the limit on this cost; see `Choice.limit`.
-COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
+COSTS = {TIME: "time", TRAINABLE: "parameters", MEMORY: "memory"}
 MAIN: tuple[Shown, ...] = ("results", "page", "view")
 SIZES: tuple[Shown, ...] = ("sizes", "page", "view")
 
@@ -94,7 +94,7 @@ COLUMNS = {
         Column(TRAINABLE, kind="count", shown_in=MAIN, expected=True),
         Column("total_parameters", kind="count", shown_in=SIZES, expected=True),
         # Despite its name, this metric is in MiB.
-        Column("peak_memory_mb", kind="count", unit="MiB", shown_in=SIZES),
+        Column(MEMORY, kind="count", unit="MiB", shown_in=SIZES),
         # The number of training tokens divided by train_seconds.
         Column("tokens_per_second", kind="count", shown_in=SIZES),
         Column("characters_seen_share", kind="share", shown_in=SIZES),

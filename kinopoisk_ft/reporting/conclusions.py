@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.columns import BEST, COLUMNS, COSTS, TIME, TRAINABLE
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.run_rows import Row, differing_settings
+from kinopoisk_ft.reporting.run_rows import Row, are_comparable, differing_settings, with_cost
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.equivalence import LARGEST, MARGIN, Decision
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -58,7 +58,7 @@ def answer(table: Table, locale: Locale) -> str:
     verdicts = {row.name: table.verdict(row) for row in others}
     as_good = [row for row in others if verdicts[row.name] == "as_good"]
     # One cost decides: the first one in `COSTS` that can be compared.
-    column = next((name for name in COSTS if _is_comparable([best, *as_good], name)), None)
+    column = next((name for name in COSTS if are_comparable([best, *as_good], name)), None)
     margin = locale.number(MARGIN, 2)
     parts = {"name": best.name, "f1": _round(best, locale), "margin": margin}
     if column and (taken := _take(best, as_good, column)) is not best:
@@ -82,19 +82,6 @@ def answer(table: Table, locale: Locale) -> str:
         saving, cost = locale.percent(SAVING), locale(column)
         return locale("answer_as_good", saving=saving, cost=cost, **parts)
     return locale("answer_no_cost" if as_good else "answer_worse", **parts)
-
-
-def _is_comparable(rows: list[Row], column: str) -> bool:
-    """Return whether a cost may decide between rows.
-
-    Every row needs a value. Times and memory depend on the device, and some times are doubtful.
-    """
-    if not all(column in row.values for row in rows):
-        return False
-    if column == TRAINABLE:
-        return True
-    one_device = len({run.device for row in rows for run in row.runs}) == 1
-    return one_device and not (column == TIME and any(row.has_doubtful_times for row in rows))
 
 
 def _take(best: Row, as_good: list[Row], column: str) -> Row:
@@ -195,17 +182,18 @@ def _floor(table: Table, locale: Locale) -> list[str]:
 
 
 def _cheapest(rows: Sequence[Row], column: str) -> Row | None:
-    known = [row for row in rows if column in row.values]
+    known = with_cost(rows, column)
     return min(known, key=lambda row: row.values[column].mean, default=None)
 
 
-def _networks(table: Table) -> list[Row]:
-    return [row for row in table.learned if row.is_network]
-
-
 def _among(rows: Sequence[Row], column: str, locale: Locale) -> str:
-    """Return the words that limit a superlative to the rows that recorded the cost."""
-    return "" if all(column in row.values for row in rows) else locale("among_measured")
+    """Return the words that limit a superlative to the rows whose costs are compared."""
+    compared = with_cost(rows, column)
+    if len(compared) == len(rows):
+        return ""
+    if len(compared) == sum(column in row.values for row in rows):
+        return locale("among_measured")
+    return locale("among_device", device=compared[0].compared("device"))
 
 
 def _fastest(table: Table, locale: Locale) -> list[str]:
@@ -216,7 +204,7 @@ def _fastest(table: Table, locale: Locale) -> list[str]:
     if fastest is best:
         return [locale("fastest_is_best", among=among, **_numbers(best, locale))]
     found = [_faster("fastest", table, fastest, among, locale)]
-    networks = _networks(table)
+    networks = [row for row in table.learned if row.is_network]
     network = _cheapest(networks, TIME)
     # If this network is the best row, the first sentence already contains its time.
     if not fastest.is_network and network and network is not best:
@@ -312,14 +300,16 @@ def choices(table: Table, locale: Locale) -> list[Choice]:
 
 
 def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
-    cheapest = _cheapest(table.learned, column)
-    if cheapest is None:
+    compared = with_cost(table.learned, column)
+    cheapest = _cheapest(compared, column)
+    # Without a second value, there is no comparison.
+    if cheapest is None or len(compared) < 2:
         return None
     among = _among(table.learned, column, locale)
     costs = _costs(table, cheapest, column, locale)
     text = locale(f"limit_{COSTS[column]}", among=among, **costs)
     # TF-IDF is often the cheapest approach, but the reader may need a network.
-    network = _cheapest(_networks(table), column)
+    network = _cheapest([row for row in compared if row.is_network], column)
     if network and not cheapest.is_network:
         text += " " + locale("limit_network", **_costs(table, network, column, locale))
     limit, brief = COSTS[column], locale.brief(cheapest.values[column].mean, COLUMNS[column])

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.columns import COLUMNS, TIME
+from kinopoisk_ft.reporting.columns import COLUMNS, MEMORY, TIME
 from kinopoisk_ft.reporting.folds import FOLD, FOLDS
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.run_rows import (
     BUDGETS,
+    OF_TFIDF,
     SETTINGS_IN_NAME,
-    TEXTS,
     Row,
     differing_settings,
+    with_cost,
 )
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table, unknown_pretraining
@@ -126,8 +127,11 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
     if names := unknown_pretraining(table):
         notes.append(locale("note_pretraining_unknown", names=locale.listed(names)))
     notes += _settings(table.rows) + _times(table.rows, locale)
-    if any("peak_memory_mb" in row.values for row in table.rows):
+    if compared := with_cost(table.rows, MEMORY):
         notes.append(locale("note_memory"))
+        if sum(MEMORY in row.values for row in table.rows) > len(compared):
+            device = compared[0].compared("device")
+            notes.append(locale("note_memory_of_one_device", device=device))
     missing: dict[str, list[str]] = defaultdict(list)
     for row in table.rows:
         expected = [column for column in COLUMNS.values() if column.expected]
@@ -202,8 +206,8 @@ def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
     if len(names[most]) > MOST_NAMED:
         # The value is removed and added again, so that "the others" come last.
         del groups[most]
-        # TF-IDF is compared only in `TEXTS`, so other settings differ only between networks.
-        groups[most] = locale("others" if setting in TEXTS else "other_networks")
+        # TF-IDF is compared only in `OF_TFIDF`, so other settings differ only between networks.
+        groups[most] = locale("others" if setting in OF_TFIDF else "other_networks")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
     return locale("note_differs", what=locale(setting), groups=listed)
 

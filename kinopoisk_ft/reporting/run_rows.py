@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.columns import COLUMNS, MARKS, TIME
+from kinopoisk_ft.reporting.columns import COLUMNS, MARKS, MEMORY, TIME, TRAINABLE
 from kinopoisk_ft.reporting.runs import BASELINE, TrainedRun
 
 # A row with more distinguishing settings has a number in its name instead of the settings.
 SETTINGS_IN_NAME = 2
 # Settings that change the review texts. They also apply to the TF-IDF baseline.
 TEXTS = ("data.strip_scores", "data.max_characters")
+# Settings and fields of runs that the TF-IDF baseline has, too.
+OF_TFIDF = (*TEXTS, "device")
 # Settings that decide how much text an approach reads and how long it trains.
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
@@ -151,17 +153,46 @@ class Row:
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
     """Return {setting: [(row name, value)]} for settings that differ between rows or runs.
 
-    The TF-IDF baseline is compared only in settings that change the review texts, because all
-    others apply only to networks.
+    The TF-IDF baseline is compared only in `OF_TFIDF`, because all others apply only to networks.
     """
     found = {}
     for key in COMPARED:
-        values = [(row.name, row.compared(key)) for row in rows if row.is_network or key in TEXTS]
+        values = [
+            (row.name, row.compared(key)) for row in rows if row.is_network or key in OF_TFIDF
+        ]
         # A comma means that the runs of one row differ.
         mixed = key in OF_RUNS and any("," in value for _, value in values)
         if mixed or len({value for _, value in values}) > 1:
             found[key] = values
     return found
+
+
+def with_cost(rows: Sequence[Row], column: str) -> list[Row]:
+    """Return the rows whose values of a cost can be compared with each other.
+
+    Rows without a value are left out. Peak memory is that of the process on a CPU, and that of
+    PyTorch on a GPU, so only the rows on one device are returned: the one with the most rows.
+    """
+    found = [row for row in rows if column in row.values]
+    if column == MEMORY and found:
+        devices = [row.compared("device") for row in found]
+        # Of devices with equally many rows, `max` returns that of the row with the highest score.
+        most = max(devices, key=devices.count)
+        found = [row for row, device in zip(found, devices, strict=True) if device == most]
+    return found
+
+
+def are_comparable(rows: Sequence[Row], column: str) -> bool:
+    """Return whether a cost may decide between rows.
+
+    Every row needs a value. Times and memory depend on the device, and some times are doubtful.
+    """
+    if not all(column in row.values for row in rows):
+        return False
+    if column == TRAINABLE:
+        return True
+    one_device = len({run.device for row in rows for run in row.runs}) == 1
+    return one_device and not (column == TIME and any(row.has_doubtful_times for row in rows))
 
 
 def rows_of(runs: list[TrainedRun]) -> list[Row]:

@@ -207,6 +207,29 @@ def test_cards_have_few_words() -> None:
             assert len(" ".join(shown).split()) <= 15
 
 
+def test_memory_is_compared_only_on_one_kind_of_device() -> None:
+    """On a CPU, the process needs more memory than PyTorch allocates on a GPU."""
+    sizes = {"bert": 1500.0, "gru": 1300.0, "tfidf": 700.0}
+    for device, said, card in (
+        ("cuda", "gru has the lowest peak of those measured on cuda, 1,300", "lowest of those"),
+        ("cpu", "TF-IDF has the lowest peak, 700", "lowest; weighted F1"),
+    ):
+        runs = [trained(name, device="cpu" if name == "tfidf" else device) for name in sizes]
+        for run in runs:
+            run.metrics["peak_memory_mb"] = sizes[run.model]
+        table = one_table(*runs)
+        assert any(said in text for text in recommendations(table))
+        (found,) = [choice.reason for choice in choices(table, EN) if choice.limit == "memory"]
+        assert found.startswith(card)
+        notes = " ".join(table_notes(table, EN))
+        assert ("Only the peak memory of the approaches on cuda is compared." in notes) == (
+            device == "cuda"
+        )
+        assert ("cpu (TF-IDF)" in notes) == (device == "cuda")
+        alone = one_table(runs[0], runs[2])
+        assert ("memory" in [choice.limit for choice in choices(alone, EN)]) == (device == "cpu")
+
+
 def test_tfidf_may_be_the_best() -> None:
     table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
     said = conclusions(table, EN)

@@ -20,6 +20,7 @@ from kinopoisk_ft.reporting.plots.comparison_plots import ERROR
 from kinopoisk_ft.reporting.plots.looks import COLOURS, Looks
 from kinopoisk_ft.reporting.plots.run_plots import GREY, INK, Histories
 from kinopoisk_ft.reporting.run_files import Details
+from kinopoisk_ft.reporting.run_rows import with_cost
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.calibration import CALIBRATED
 from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion
@@ -51,7 +52,7 @@ def costs(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFig
     """Return one plot for each measured cost: weighted F1 against the cost."""
     found = []
     for column in scatter.measured(table):
-        rows = [row for row in table.rows if column in row.values]
+        rows = with_cost(table.rows, column)
         points = [(row.values[column].mean, row.values[HEADLINE].mean) for row in rows]
         said = {
             scatter.name_point(row, table): locale(

@@ -22,7 +22,7 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     new_figure,
     tidy,
 )
-from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.run_rows import Row, with_cost
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -79,7 +79,7 @@ def name_point(row: Row, table: Table) -> str:
 
 
 def _panel(axes: Axes, table: Table, column: str, looks: Looks, locale: Locale) -> None:
-    rows = [row for row in table.rows if column in row.values]
+    rows = with_cost(table.rows, column)
     positions = _log_axis(axes, [row.values[column].mean for row in rows], column, locale)
     points = []
     for row, x in zip(rows, positions, strict=True):

@@ -9,7 +9,7 @@ from report_rows import one_table, trained
 
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.looks import assign_looks
-from kinopoisk_ft.reporting.plots.scatter import draw, pareto_front
+from kinopoisk_ft.reporting.plots.scatter import draw, name_point, pareto_front
 
 EN = Locale("en")
 
@@ -38,6 +38,17 @@ def test_approaches_keep_their_look_and_zero_is_on_the_axis() -> None:
     low, _ = parameters.get_xlim()
     assert label.get_text() == "0"
     assert low < position < 1000
+
+
+def test_memory_of_a_process_and_of_a_gpu_are_not_in_one_panel() -> None:
+    runs = [trained("tfidf"), trained("bert", device="cuda"), trained("gru", device="cuda")]
+    for run in runs:
+        run.metrics["peak_memory_mb"] = 1000.0
+    table = one_table(*runs)
+    time, _, memory = draw(table, EN, assign_looks(row.name for row in table.rows)).axes
+    assert len([line for line in time.lines if line.get_gid()]) == 3
+    drawn = {line.get_gid() for line in memory.lines if line.get_gid()}
+    assert drawn == {name_point(row, table) for row in table.rows if row.is_network}
 
 
 def test_ticks_of_an_axis_have_one_format() -> None:
