@@ -185,8 +185,17 @@ def _describe(crossing: Crossing, locale: Locale) -> str:
     if crossing.labels == 0:
         return locale("passes_early", count=locale.number(crossing.fewest, 0), **parts)
     if math.isinf(crossing.labels):
-        return locale("passes_never", count=locale.number(crossing.most, 0), **parts)
-    return locale("passes", at=_place(crossing.labels, crossing, locale), **parts)
+        said = locale("passes_never", count=locale.number(crossing.most, 0), **parts)
+    else:
+        said = locale("passes", at=_place(crossing.labels, crossing, locale), **parts)
+    if crossing.above:
+        above, below = (_list_counts(counts, locale) for counts in (crossing.above, crossing.below))
+        said += " " + locale("above_before", above=above, below=below, **parts)
+    return said
+
+
+def _list_counts(counts: Iterable[float], locale: Locale) -> str:
+    return locale.listed([locale.number(count, 0) for count in counts])
 
 
 def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
@@ -211,8 +220,9 @@ def crossings_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
     for crossing in found.crossings:
         low, high = _interval(crossing, locale)
         at = _place(crossing.labels, crossing, locale)
-        rows.append([crossing.a, crossing.b, at, locale("interval", low=low, high=high)])
-    headings = ("approach", "passes_what", "passes_at", "passes_interval")
+        before = _list_counts(crossing.above, locale) or NOTHING
+        rows.append([crossing.a, crossing.b, at, locale("interval", low=low, high=high), before])
+    headings = ("approach", "passes_what", "passes_at", "passes_interval", "passes_before")
     return frame_of([locale(heading) for heading in headings], rows)
 
 

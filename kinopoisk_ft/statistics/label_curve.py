@@ -61,6 +61,8 @@ class Crossing:
 
     Args:
         fewest, most: the smallest and the largest number of labels for which both have runs.
+        above, below: the measured numbers of labels before the crossing, divided by whether a
+            scores higher.
     """
 
     a: str
@@ -70,6 +72,8 @@ class Crossing:
     high: float
     fewest: float
     most: float
+    above: tuple[float, ...]
+    below: tuple[float, ...]
 
 
 def draw_curves(
@@ -112,13 +116,18 @@ def find_crossing(a: Curve, b: Curve) -> Crossing | None:
     labels = np.array([one.labels for one, _ in pairs])
     # (resamples, points).
     resampled = np.stack([d.resampled for d in differences], axis=1)
-    (at,) = _last_crossings(labels, np.array([[d.mean for d in differences]]))
+    means = np.array([d.mean for d in differences])
+    (at,) = _last_crossings(labels, means[None])
+    # The last point at which a does not score higher is the last one before the crossing.
+    before = int(np.flatnonzero(means <= 0).max(initial=-1)) + 1
+    above = means[:before] > 0
     # This method does not interpolate, because values between a number and infinity mean nothing.
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     low, high = np.quantile(_last_crossings(labels, resampled), ends, method="inverted_cdf")
     return Crossing(
         a=a.name, b=b.name, labels=float(at), low=float(low), high=float(high),
         fewest=float(labels[0]), most=float(labels[-1]),
+        above=tuple(labels[:before][above].tolist()), below=tuple(labels[:before][~above].tolist()),
     )  # fmt: skip
 
 

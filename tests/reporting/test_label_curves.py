@@ -157,6 +157,27 @@ def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) 
         assert text in said
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_earlier_lead_is_said(language: str) -> None:
+    """LoRA may be ahead with few labels, behind with more and ahead again with all."""
+    collected, predictions = made()
+    answered = {run.run_id: run.run_id for run in collected.runs}
+    # With 104 labels, bert and TF-IDF exchange their predictions.
+    for seed in range(2):
+        few = [f"bert 100 {seed}", f"tfidf 100 {seed}"]
+        answered |= dict(zip(few, reversed(few), strict=True))
+        middle = [f"bert 1000 {seed}", f"tfidf 1000 {seed}"]
+        answered |= dict(zip(middle, reversed(middle), strict=True))
+    exchanged = {name: predictions[other] for name, other in answered.items()}
+    locale = Locale(language)
+    (found,) = build(collected, exchanged, None, locale).curves
+    said = sentences(found, locale)[0]
+    expected = locale("above_before", a="bert", b="TF-IDF", above="104", below="998")
+    assert said.startswith("bert ")
+    assert said.endswith(expected)
+    assert crossings_frame(found, locale).iloc[0, -1] == "104"
+
+
 def test_runs_that_do_not_say_their_number_of_labels_have_no_curve() -> None:
     """Runs of an earlier version are an example."""
     collected, predictions = made()

@@ -54,6 +54,20 @@ def test_the_last_crossing_counts() -> None:
     np.testing.assert_allclose(found, expected)
 
 
+def test_points_before_the_crossing_are_divided_by_which_curve_is_higher() -> None:
+    b = curve("b", (0.6, 0.7, 0.75))
+    for scores, above, below in (
+        ((0.7, 0.6, 0.9), (100.0,), (1000.0,)),
+        ((0.5, 0.6, 0.9), (), (100.0, 1000.0)),
+        ((0.5, 0.8, 0.9), (), (100.0,)),
+        ((0.7, 0.8, 0.9), (), ()),
+        ((0.7, 0.8, 0.7), (100.0, 1000.0), (10000.0,)),
+    ):
+        crossing = find_crossing(curve("a", scores), b)
+        assert crossing is not None
+        assert (crossing.above, crossing.below) == (above, below)
+
+
 def test_the_interval_holds_the_true_crossing() -> None:
     """This holds in 95% of simulated studies, whose true curves cross at 1,000 labels."""
     truth, held = (-0.04, 0.0, 0.04), 0
