@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,8 +150,8 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return sentences on how many labels an approach needs to score higher than another one.
 
     If there are baselines, only comparisons with a baseline are described. The last sentences name
-    the undecided comparisons, the approaches that have not learned (`Row.learned`), and the
-    settings in which the runs differ.
+    the undecided comparisons, the points with one seed, the approaches that have not learned
+    (`Row.learned`), and the settings in which the runs differ.
     """
     compared = [c for c in found.crossings if {c.a, c.b} & found.baselines] or found.crossings
     # Such an interval contains every number of labels.
@@ -160,12 +160,26 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     if undecided:
         pairs = "; ".join(locale("crossing_pair", a=c.a, b=c.b) for c in undecided)
         said.append(locale("crossing_undecided", pairs=pairs))
-    said += _describe_unlearned(found, locale)
+    said += _describe_single_seeds(found, locale) + _describe_unlearned(found, locale)
     if found.differing:
         said.append(
             locale("curves_differ", names=locale.listed([locale(key) for key in found.differing]))
         )
     return said
+
+
+def _describe_single_seeds(found: LabelCurves, locale: Locale) -> list[str]:
+    # {number of labels: names of curves}.
+    single: dict[float, list[str]] = defaultdict(list)
+    for curve in found.curves:
+        for point in curve.points:
+            if len(point.seeds) == 1:
+                single[point.labels].append(curve.name)
+    points = []
+    for labels, names in sorted(single.items()):
+        listed = locale("everyone") if len(names) == len(found.curves) else ", ".join(names)
+        points.append(f"{locale.number(labels, 0)} ({listed})")
+    return [locale("points_one_seed", points="; ".join(points))] if points else []
 
 
 def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
@@ -187,7 +201,9 @@ def _describe(crossing: Crossing, locale: Locale) -> str:
     if math.isinf(crossing.labels):
         said = locale("passes_never", count=locale.number(crossing.most, 0), **parts)
     else:
-        said = locale("passes", at=_place(crossing.labels, crossing, locale), **parts)
+        # Such an interval contains the case that a is not ahead with any measured number of labels.
+        key = "passes_perhaps" if math.isinf(crossing.high) else "passes"
+        said = locale(key, at=_place(crossing.labels, crossing, locale), **parts)
     if crossing.above:
         above, below = (_list_counts(counts, locale) for counts in (crossing.above, crossing.below))
         said += " " + locale("above_before", above=above, below=below, **parts)

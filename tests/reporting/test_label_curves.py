@@ -150,6 +150,7 @@ def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) 
     for changes, text in (
         ({"low": 0.0}, "fewer than 104 to"),
         ({"high": float("inf")}, "to more than 3,300)."),
+        ({"high": float("inf")}, "bert may overtake TF-IDF at about"),
         ({"labels": 0.0}, "is already above TF-IDF at 104 labels, the smallest number measured"),
         ({"labels": float("inf")}, "does not overtake TF-IDF with up to 3,300 labels"),
     ):
@@ -233,6 +234,17 @@ def test_a_crossing_names_only_numbers_with_both_approaches() -> None:
     said = " ".join(sentences(found, EN)) + crossings_frame(found, EN).to_string()
     assert "fewer than 998" in said
     assert "104" not in said
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_points_with_one_seed_are_named(language: str) -> None:
+    locale = Locale(language)
+    collected, predictions = made()
+    names = ("bert 100 1", "bert 1000 1", "tfidf 1000 1")
+    runs = [run for run in collected.runs if run.run_id not in names]
+    (found,) = build(replace(collected, runs=runs), predictions, None, locale).curves
+    points = f"104 (bert); 998 ({locale('everyone')})"
+    assert sentences(found, locale)[-1] == locale("points_one_seed", points=points)
 
 
 def test_points_without_learning_are_named() -> None:
