@@ -52,6 +52,8 @@ def answer(table: Table, locale: Locale) -> str:
     rows = table.learned
     if not rows:
         return locale("none_learned")
+    if table.only_trials:
+        return locale("only_trials")
     best, *others = rows
     if not others:
         return locale("only", **_numbers(best, locale))
@@ -110,6 +112,8 @@ def conclusions(table: Table, locale: Locale) -> list[str]:
     rows = table.learned
     if not rows:
         return [locale("none_learned")]
+    if table.only_trials:
+        return [locale("only_trials")]
     best = rows[0]
     if len(rows) == 1:
         return [locale("only", **_numbers(best, locale)), *_floor(table, locale)]
@@ -286,9 +290,10 @@ def _leakage(table: Table, locale: Locale) -> list[str]:
 def choices(table: Table, locale: Locale) -> list[Choice]:
     """Return one recommendation for each measured cost, then one for quality.
 
-    The result is empty if fewer than two approaches have learned (`Row.learned`).
+    The result is empty if fewer than two approaches have learned (`Row.learned`), or if all runs
+    are trials of a hyperparameter search.
     """
-    if len(table.learned) < 2:
+    if len(table.learned) < 2 or table.only_trials:
         return []
     found = [_limited(table, column, locale) for column in COSTS]
     best = table.learned[0]

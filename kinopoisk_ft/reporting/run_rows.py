@@ -24,6 +24,8 @@ BUDGET = (
 )  # fmt: skip
 # This key stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
 SEARCH = "search"
+# The value of this key for the trials of a search.
+TRIAL = "trial"
 # Settings that decide how long an approach trains and how many settings were tried.
 BUDGETS = (*(key for key in BUDGET if key.startswith("trainer.")), SEARCH)
 # Fields of `TrainedRun`. The settings may contain `auto`, whose meaning depends on the machine.

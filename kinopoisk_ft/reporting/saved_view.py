@@ -35,7 +35,8 @@ def describe_sweep(
 ) -> None:
     """Show the result of a sweep in the MLflow UI.
 
-    The parent run gets the scores of the best run and a description with the table of results. The
+    The parent run gets a description with the table of results, and the scores of the best run if
+    all runs have the same test reviews and are not trials of a hyperparameter search. The
     experiment gets a saved view. If the experiment has no description yet, it also gets a
     description with links to the view.
 
@@ -58,7 +59,13 @@ def describe_sweep(
 
 
 def _log_best(client: MlflowClient, parent: str, document: Document) -> None:
-    rows = [row for section in document.sections for row in section.table.rows]
+    tables = [section.table for section in document.sections]
+    # A search chooses by validation score, and scores on different test reviews have no maximum.
+    if len({(t.data, t.source_digest, t.split_digest) for t in tables}) > 1 or any(
+        table.only_trials for table in tables
+    ):
+        return
+    rows = [row for table in tables for row in table.rows]
     rows = [row for row in rows if row.learned] or rows
     runs = [run for row in rows for run in row.runs]
     best = max(runs, key=lambda run: run.metrics[f"test_{HEADLINE}"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from kinopoisk_ft.reporting.columns import BEST, MAJORITY, Column
 from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale, time_digits
-from kinopoisk_ft.reporting.run_rows import Row, rows_of
+from kinopoisk_ft.reporting.run_rows import SEARCH, TRIAL, Row, rows_of
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.comparison import Approach, Comparison, compare
@@ -74,6 +74,14 @@ class Table:
     def learned(self) -> list[Row]:
         """Return the rows that have learned, best row first."""
         return [row for row in self.rows if row.learned]
+
+    @property
+    def only_trials(self) -> bool:
+        """Return whether all runs are trials of a hyperparameter search.
+
+        The search chooses one of them by its validation score, so their test scores are not ranked.
+        """
+        return all(row.compared(SEARCH) == TRIAL for row in self.rows)
 
     def decide(self, a: str, b: str) -> Decision | None:
         """Decide whether row `a` is as good as row `b`; None if they cannot be compared.

@@ -112,6 +112,20 @@ def test_what_has_not_learned_takes_no_part() -> None:
     assert [table.verdict(row) for row in table.rows] == ["reference", "", "not_learned"]
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_trials_of_a_search_are_not_ranked_by_test_score(language: str) -> None:
+    locale = Locale(language)
+    runs = [
+        trained(searched="trial", settings={"trainer.lr": lr}, test_f1_weighted=f1)
+        for lr, f1 in (("1", 0.9), ("2", 0.91))
+    ]
+    table = one_table(*runs)
+    assert answer(table, locale) == locale("only_trials")
+    assert conclusions(table, locale) == [locale("only_trials")]
+    assert choices(table, locale) == []
+    assert choices(one_table(*runs, trained("gru")), locale)
+
+
 def test_without_predictions_chance_is_not_measured() -> None:
     table = one_table(trained(), trained("gru", test_f1_weighted=0.95))
     assert "not tested: there are no predictions" in conclusions(table, EN)[0]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from report_rows import trained
 from report_store import Store, filled_store, report
 
-from kinopoisk_ft.reporting.saved_view import VIEW, view_columns
+from kinopoisk_ft.reporting.document import build
+from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.runs import Collected
+from kinopoisk_ft.reporting.saved_view import VIEW, describe_sweep, view_columns
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +39,18 @@ def test_the_parent_has_the_scores_of_the_best_run(store: Store, tmp_path: Path)
     note = parent.data.tags["mlflow.note.content"]
     assert "weighted F1" in note
     assert "`report/comparison.html`" in note
+
+
+def test_runs_without_a_common_score_have_no_best_run() -> None:
+    """Different test reviews are an example, and so are trials of a search."""
+    for changes, logged in (({"split": "b"}, 0), ({"searched": "trial"}, 0), ({}, 1)):
+        runs = [trained(**changes), trained(seed=1, searched=changes.get("searched", ""))]
+        document = build(Collected(experiment="e", runs=runs), {}, "parent", Locale("en"))
+        client = Mock()
+        client.get_run.return_value.data.metrics = {}
+        client.get_run.return_value.info.start_time = 0
+        describe_sweep(client, "parent", document, Locale("en"), has_files=False)
+        assert client.log_batch.call_count == logged
 
 
 def test_the_view_sorts_runs_and_shows_charts(store: Store, tmp_path: Path) -> None:
