@@ -114,7 +114,9 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
         notes.append(locale("note_tfidf"))
     if HEADLINE not in table.majority:
         notes.append(locale("note_no_majority"))
-    if table.majority_differs:
+    if table.several_subsets:
+        notes.append(locale("note_subsets"))
+    elif table.majority_differs:
         notes.append(locale("note_majority_differs"))
     differing = differing_settings(table.rows)
     notes += [_differs(differing[key], key, locale) for key in differing if key not in BUDGETS]

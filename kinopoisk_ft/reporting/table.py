@@ -50,7 +50,7 @@ class Table:
 
     Args:
         best: best mean, by column. Rows that have not learned count only if no row has learned.
-        majority: scores of the majority-class baseline, by column.
+        majority: mean scores of the majority-class baseline over the runs, by column.
         majority_differs: True if the runs recorded different scores of this baseline.
         comparison: statistical comparison of the rows. Its approach names are the row names.
         decisions: {margin: {row name: decision}}. A decision tells whether the row is as good as
@@ -82,6 +82,11 @@ class Table:
         The search chooses one of them by its validation score, so their test scores are not ranked.
         """
         return all(row.compared(SEARCH) == TRIAL for row in self.rows)
+
+    @property
+    def several_subsets(self) -> bool:
+        """Return whether data.train_limit chose different training reviews for the runs."""
+        return len({run.train_seed for row in self.rows for run in row.runs}) > 1
 
     def decide(self, a: str, b: str) -> Decision | None:
         """Decide whether row `a` is as good as row `b`; None if they cannot be compared.
@@ -243,7 +248,8 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
     }
     # Earlier versions recorded these scores in single precision.
     differs = any(len({round(value, 6) for value in values}) > 1 for values in seen.values())
-    return {column: values[0] for column, values in seen.items() if values}, differs
+    means = {column: statistics.fmean(values) for column, values in seen.items() if values}
+    return means, differs
 
 
 def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:

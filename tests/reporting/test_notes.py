@@ -90,6 +90,23 @@ def test_majority_scores_of_versions_that_rounded_to_single_precision_agree() ->
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_subsets_of_the_training_reviews_may_have_other_majority_classes(language: str) -> None:
+    """The majority class of [51, 50] reviews is not that of [49, 50]."""
+    locale = Locale(language)
+    runs = [
+        replace(trained(seed=seed, majority_f1_weighted=f1), train_seed=str(seed))
+        for seed, f1 in enumerate((0.3, 0.4))
+    ]
+    table = one_table(*runs)
+    assert table.majority["f1_weighted"] == pytest.approx(0.35)
+    notes = table_notes(table, locale)
+    assert locale("note_subsets") in notes
+    assert locale("note_majority_differs") not in notes
+    same = [replace(run, train_seed="0") for run in runs]
+    assert locale("note_majority_differs") in table_notes(one_table(*same), locale)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_a_banner_names_unequal_information(language: str) -> None:
     locale = Locale(language)
     runs = [trained(), trained("gru"), trained("tfidf")]
