@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.columns import COLUMNS, MEMORY, TIME
@@ -78,7 +78,7 @@ def caveats(table: Table, locale: Locale) -> list[Caveat]:
 
 
 def _graded_share(table: Table) -> float:
-    """Return the share of test reviews whose text contains a grade out of 10.
+    """Return the share of test reviews with a grade out of 10.
 
     The result is 0 if grades were removed from the texts, or if the share is too low to matter.
     """
@@ -86,9 +86,13 @@ def _graded_share(table: Table) -> float:
         return 0.0
     # Grades belong to the reviews, so the slices of one approach are sufficient.
     for slices in table.comparison.slices.values():
-        counts = {one.value: one.n for one in slices if one.by == "grade10"}
-        if counts:
-            share = 1 - counts.get(NO_GRADE, 0) / sum(counts.values())
+        graded = sum(one.n for one in slices if one.by == "grade10" and one.value != NO_GRADE)
+        if graded:
+            # A review with an empty grade is in no slice by grade, but in one by length.
+            sizes: Counter[str] = Counter()
+            for one in slices:
+                sizes[one.by] += one.n
+            share = graded / max(sizes.values())
             return share if share >= GRADED_SHARE else 0.0
     return 0.0
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from report_rows import one_table, trained
+from report_store import answers
 
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import caveats, table_notes
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.table import Table, tables
+from kinopoisk_ft.statistics.predictions import Predictions
 
 EN, RU = Locale("en"), Locale("ru")
 
@@ -129,8 +131,16 @@ def test_written_grades_are_a_caveat_if_they_are_in_the_texts(strip: str) -> Non
     """All reviews of this example have a grade."""
     run = trained(settings={"data.strip_scores": strip})
     said = _texts(one_table(run, answered={"bert": [3.0]}), EN)
-    expected = "100% of the test reviews state a grade out of 10"
+    expected = "100% of the test reviews have a grade out of 10"
     assert (expected in said) == (strip == "False")
+
+
+def test_reviews_with_an_empty_grade_count_as_reviews() -> None:
+    run = trained(settings={"data.strip_scores": "False"})
+    frame = answers(0, 3.0)
+    frame["grade10"] = frame["grade10"].where(frame.index % 10 < 7)
+    (table,) = tables([run], {run.run_id: Predictions.of(frame, run.run_id)})
+    assert "70% of the test reviews have a grade" in _texts(table, EN)
 
 
 def test_frozen_layers_that_ran_once_are_named_without_times() -> None:
