@@ -146,12 +146,15 @@ class Table:
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return all metrics of the first run that recorded leakage, or {} if no run did.
+        """Return the mean of each leakage metric over the runs that recorded it.
 
-        One run is enough, because all runs have the same split, and therefore the same leakage.
+        With data.train_limit, leakage depends on the chosen training reviews.
         """
-        runs = (run.metrics for row in self.rows for run in row.runs)
-        return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
+        found = defaultdict(list)
+        for metrics in (run.metrics for row in self.rows for run in row.runs):
+            for name in (name for name in metrics if name.startswith("leakage_")):
+                found[name].append(metrics[name])
+        return {name: statistics.fmean(values) for name, values in found.items()}
 
 
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:

@@ -9,6 +9,7 @@ import pytest
 from report_rows import one_table, trained
 from report_store import answers
 
+from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import caveats, table_notes
 from kinopoisk_ft.reporting.table import Table, tables
@@ -106,6 +107,16 @@ def test_subsets_of_the_training_reviews_may_have_other_majority_classes(languag
     assert locale("note_majority_differs") not in notes
     same = [replace(run, train_seed="0") for run in runs]
     assert locale("note_majority_differs") in table_notes(one_table(*same), locale)
+
+
+def test_leakage_is_a_mean_over_the_subsets_of_the_training_reviews() -> None:
+    runs = [
+        replace(trained(seed=seed, leakage_authors_share=share), train_seed=str(seed))
+        for seed, share in enumerate((0.2, 0.3))
+    ]
+    table = one_table(*runs, trained("gru"))
+    assert table.leakage == {"leakage_authors_share": pytest.approx(0.25)}
+    assert "25% of the authors of the test set" in " ".join(conclusions(table, EN))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -126,7 +126,7 @@ def _view(
         "hard": hardest(table, files.predictions, locale, files.shaded),
         "shaded": bool(files.shaded),
         "leakage": frames.leakage(table, locale),
-        "leakage_p": _leakage_p(data_of(table, files.details), locale),
+        "leakage_p": _leakage_p(table, data_of(table, files.details), locale),
         "budgets": budgets(table, locale),
         "digest": write_digest(table),
         "recipes": recipes(table, files.details, locale),
@@ -162,9 +162,9 @@ def _majority(table: Table, column: Column, locale: Locale) -> Cell:
     return Cell(text, (f"Δ {locale.value(distance, column, signed=True)}",))
 
 
-def _leakage_p(data: dict[str, Any], locale: Locale) -> str:
+def _leakage_p(table: Table, data: dict[str, Any], locale: Locale) -> str:
     p, leakage = data.get("leakage_film_guess_p_value"), data.get("leakage", {})
-    # Without shared films, the guess is the majority class.
-    if p is None or not leakage.get("leakage_films"):
+    # Without shared films, the guess is the majority class. Each subset has its own p-value.
+    if p is None or not leakage.get("leakage_films") or table.several_subsets:
         return ""
     return locale("leakage_p", p=locale.p_equation(p))
