@@ -77,7 +77,7 @@ def answer(table: Table, locale: Locale) -> str:
         said = [locale("answer_undecided", names=undecided, **parts)]
         said += [locale("group_worse", names=worse, margin=margin)] if worse else []
         return " ".join(said)
-    # A verdict is empty if the predictions of an approach are missing.
+    # A verdict is empty if the predictions of an approach are missing or have other classes.
     if not all(verdicts.values()):
         return locale("answer_unmeasured", **parts)
     if as_good and column:

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 from report_rows import one_table, trained
+from report_store import answers
 
 from kinopoisk_ft.reporting import frames
 from kinopoisk_ft.reporting.conclusions import answer, choices, conclusions
 from kinopoisk_ft.reporting.frames import verdicts
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.table import Table, tables
+from kinopoisk_ft.statistics.predictions import Predictions
 
 EN = Locale("en")
 NBSP = "\N{NO-BREAK SPACE}"
@@ -84,6 +86,18 @@ def test_one_difference_has_one_interval() -> None:
     assert [row[0] for row in frames.from_best(table, EN).to_numpy()] == [
         "gru − bert", "bert + LoRA − bert"
     ]  # fmt: skip
+
+
+def test_other_classes_are_not_called_missing_predictions() -> None:
+    runs = [trained(), trained("gru", test_f1_weighted=0.91)]
+    frames = [answers(0, 3.0), answers(0, 2.0).rename(columns={"p_Bad": "p_A", "p_Good": "p_B"})]
+    found = {
+        run.run_id: Predictions.of(frame, run.run_id)
+        for run, frame in zip(runs, frames, strict=True)
+    }
+    (table,) = tables(runs, found)
+    assert "predictions that can be compared" in conclusions(table, EN)[0]
+    assert "predictions that can be compared" in answer(table, EN)
 
 
 def test_films_that_are_not_shared_say_nothing_of_a_guess() -> None:

@@ -31,7 +31,7 @@ def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "Второй по взвешенной F1 — " in text
     assert "177\N{NO-BREAK SPACE}854\N{NO-BREAK SPACE}978" in text
     assert "Recommendations" not in text + printed
-    assert "значимость не проверялась: нет предсказаний для сравнения" in text
+    assert "значимость не проверялась: нет предсказаний, которые можно сравнить" in text
     assert whole["language"] == "ru"
     assert "majority class" in table["approach"].tolist()
 
