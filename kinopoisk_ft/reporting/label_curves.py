@@ -253,4 +253,5 @@ def _place(labels: float, crossing: Crossing, locale: Locale) -> str:
         return locale("more_than", count=locale.number(crossing.most, 0))
     # The intervals are wide, so more than two digits would suggest too much precision.
     digits = 1 - math.floor(math.log10(labels))
-    return locale.number(round(labels, digits), 0)
+    # Rounding must not lead outside of the measured numbers.
+    return locale.number(min(max(round(labels, digits), crossing.fewest), crossing.most), 0)

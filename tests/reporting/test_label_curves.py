@@ -151,6 +151,8 @@ def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) 
         ({"low": 0.0}, "fewer than 104 to"),
         ({"high": float("inf")}, "to more than 3,300)."),
         ({"high": float("inf")}, "bert may overtake TF-IDF at about"),
+        # Two digits would be 100 and 3,400.
+        ({"low": 104.4, "high": 3356.0, "most": 3363.0}, "(95% interval: 104 to 3,363)."),
         ({"labels": 0.0}, "is already above TF-IDF at 104 labels, the smallest number measured"),
         ({"labels": float("inf")}, "does not overtake TF-IDF with up to 3,300 labels"),
     ):
