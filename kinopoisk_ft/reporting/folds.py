@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from kinopoisk_ft.reporting.columns import MAJORITY
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import Collected, TrainedRun
 from kinopoisk_ft.statistics.metrics import count_confusion, scores
@@ -28,9 +29,10 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
 
     Runs stay separate if a fold or its predictions are missing. The single run has the run id of
     the first fold. Metrics that depend only on the predicted classes, such as F1, are computed from
-    all test reviews. Counts of leaked reviews are summed over the folds. Other metrics, such as the
-    training time and the number of films in both parts, are averaged. The calibration temperature
-    is left out, because each fold has a different one.
+    all test reviews, and so are the scores of the majority class. Counts of leaked reviews are
+    summed over the folds. Other metrics, such as the training time and the number of films in both
+    parts, are averaged. The calibration temperature is left out, because each fold has a different
+    one.
     """
     # {training: {fold: run}}. The runs of one training differ only in their fold.
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
@@ -62,13 +64,13 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
             if parts[0].run_id in details:
                 # data.json describes the splits of only one fold.
                 details[parts[0].run_id] = replace(details[parts[0].run_id], data={})
-            runs.append(_pool(parts, pooled))
+            runs.append(_pool(parts, answers, pooled))
         else:
             runs += parts
     return replace(collected, runs=runs), RunFiles(predictions, details, folds=run_of_row)
 
 
-def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
+def _pool(parts: list[TrainedRun], answers: list[Predictions], pooled: Predictions) -> TrainedRun:
     first = parts[0]
     names = set.intersection(*(set(run.metrics) for run in parts)) - {"temperature"}
     metrics = {name: _combine(name, [run.metrics[name] for run in parts]) for name in names}
@@ -76,6 +78,7 @@ def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
     # Apples-to-Apples in Cross-Validation Studies.
     counts = count_confusion(pooled.labels, pooled.predicted, len(pooled.class_names))
     metrics |= {f"test_{name}": float(value) for name, value in scores(counts).items()}
+    metrics |= _score_majority(parts, answers)
     digests = " ".join(run.split_digest for run in parts)
     # One fold that has not learned is enough to leave the approach out of the conclusions.
     failed = {run.not_learned for run in parts} - {""}
@@ -89,6 +92,20 @@ def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
         split_digest=hashlib.sha256(digests.encode()).hexdigest(),
         not_learned=", ".join(sorted(failed)),
     )
+
+
+def _score_majority(parts: list[TrainedRun], answers: list[Predictions]) -> dict[str, float]:
+    """Return the scores of the majority class on all reviews, or {} if they are unknown."""
+    key = MAJORITY["accuracy"]
+    accuracies = [run.metrics[key] for run in parts if key in run.metrics]
+    if len(accuracies) < len(parts):
+        return {}
+    counts = np.zeros((len(answers[0].class_names),) * 2, dtype=int)
+    for accuracy, answer in zip(accuracies, answers, strict=True):
+        seen = np.bincount(answer.labels, minlength=len(counts))
+        # A run records no majority class, but its accuracy is the share of this class.
+        counts[:, np.abs(seen / seen.sum() - accuracy).argmin()] += seen
+    return {f"majority_{name}": float(value) for name, value in scores(counts).items()}
 
 
 def _combine(name: str, values: list[float]) -> float:

@@ -56,6 +56,24 @@ def test_all_reviews_are_in_one_table() -> None:
     assert "The test sets of 3 folds are pooled" in " ".join(section.notes)
 
 
+def test_the_majority_class_is_scored_on_all_reviews() -> None:
+    """Its F1 is not the mean F1 of the folds. The training reviews of a fold decide the class."""
+    collected, files = made()
+    usual = {"0": 1, "1": 1, "2": 0}
+    for run in collected.runs:
+        labels = files.predictions[run.run_id].labels
+        right = labels == usual[run.settings["data.fold"]]
+        run.metrics.update(majority_accuracy=right.mean(), majority_f1_weighted=0.5)
+    for run in pool_folds(collected, files)[0].runs:
+        table = answers(int(run.seed), 3.0)
+        predicted = [usual[str(row // 3 % 3)] for row in table["row"]]
+        expected = f1_score(table["label"], predicted, average="weighted")
+        assert run.metrics["majority_f1_weighted"] == pytest.approx(expected)
+        assert run.metrics["majority_accuracy"] == pytest.approx(
+            (table["label"] == predicted).mean()
+        )
+
+
 def test_the_summary_of_a_sweep_pools_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a sweep must show the same table as a report on the sweep."""
     collected, files = made()
