@@ -87,13 +87,15 @@ class Peft(Adapter):
         names = getattr(module.base_model, "targeted_module_names", [])
         if task is None:
             _write_full_names(config, names)
-        copies = tuple(f".{head}.modules_to_save." for head in network.head)
-        # The parameters of the head have other names in a PeftModel. New weights of the adapter are
+        # The copies of the head that PEFT trains have other names. New weights of the adapter are
         # left out, because they use the learning rate of the adapter.
+        wrapped = module.get_base_model()
+        prefix = next(name for name, part in module.named_modules() if part is wrapped)
         fresh = {
-            name
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and any(copy in f".{name}" for copy in copies)
+            f"{prefix}.{name}"
+            for name, parameter in wrapped.named_parameters()
+            if parameter.requires_grad
+            and name.replace(".modules_to_save.default.", ".") in network.fresh
         }
         counts = Counter(name.split(".")[-1] for name in names)
         targets = ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))

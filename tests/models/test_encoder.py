@@ -150,6 +150,24 @@ def test_a_classifier_that_is_new_below_its_last_layer_gives_way_to_the_mean(
     )
 
 
+@pytest.mark.parametrize("adapter", ["none", "head", "lora", "dora", "ia3"])
+def test_every_adapter_gives_the_rate_of_new_weights_to_the_same_weights(
+    adapter: str, tmp_path: Path
+) -> None:
+    """The loaded weights of a classifier train at the rate of the adapter."""
+    classifier(tmp_path / "same", NAMES)
+    assert adapted(tmp_path / "same", adapter)[1].fresh == set()
+    config = transformers.RobertaConfig(**ROBERTA)
+    # RoBERTa's classifier has two layers, and only the last one depends on the classes.
+    transformers.RobertaForSequenceClassification(config).save_pretrained(tmp_path / "two")
+    _, made = adapted(tmp_path / "two", adapter)
+    assert {name.partition("classifier.")[2].removeprefix("modules_to_save.default.")
+            for name in made.fresh} == {"out_proj.weight", "out_proj.bias"}  # fmt: skip
+    dense = [p for n, p in made.module.named_parameters() if "classifier" in n and "dense" in n]
+    assert sum(p.requires_grad for p in dense) == 2
+    assert made.fresh <= {n for n, p in made.module.named_parameters() if p.requires_grad}
+
+
 def test_other_layouts(tmp_path: Path) -> None:
     config = DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
