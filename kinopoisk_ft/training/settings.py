@@ -99,6 +99,12 @@ class Settings:
                 f"trainer.batch_size={self.batch_size}",
                 fix=f"use trainer.micro_batch_size=null or at most {self.batch_size}",
             )
+        if self.class_weights == self.sampling == "balanced":
+            raise UserError(
+                "trainer.class_weights=balanced and trainer.sampling=balanced together would give "
+                "rare classes too much weight, because each of them alone balances the classes",
+                fix="set only one of them",
+            )
         self._check_budget()
         self._check_loss()
 

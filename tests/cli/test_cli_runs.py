@@ -159,9 +159,8 @@ def test_data_options_apply_to_training_and_prediction(
         place / "films.jsonl", orient="records", lines=True, force_ascii=False)  # fmt: skip
     options = ["data.path=films.jsonl", "data.split=film", "data.strip_scores=true",
                "data.truncation=head_tail", "data.max_characters=60"]  # fmt: skip
-    balance = ["trainer.class_weights=balanced", "trainer.sampling=balanced"]
     for name, model in (
-        ("net", [*BERT, *balance, "data.max_length=8"]),
+        ("net", [*BERT, "trainer.class_weights=balanced", "data.max_length=8"]),
         ("words", ["model=tfidf"]),
     ):
         assert run(*model, *options, f"output_dir={name}", "tracking.experiment=options") == 0

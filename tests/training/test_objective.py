@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from composing import change_config, compose_config, plain
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,6 +131,12 @@ def test_balance_that_nothing_would_heed_is_refused(key: str) -> None:
     trainer().reject_class_balancing("")
     cfg = plain(compose_config(["model=bert_scratch", f"trainer.{key}=balancd"]))
     assert any(f"trainer.{key}='balancd'" in error for error in find_errors(cfg))
+
+
+def test_classes_are_not_balanced_twice() -> None:
+    """Balanced batches with weights from the original frequencies would favour the rare class."""
+    with pytest.raises(InstantiationException, match="rare classes too much weight"):
+        trainer("trainer.class_weights=balanced", "trainer.sampling=balanced")
 
 
 def test_weights_and_draws_help_a_rare_class(tmp_path: Path) -> None:
