@@ -49,7 +49,8 @@ class Monitor:
     """Records losses and evaluations, and saves the weights of the best evaluation.
 
     Args:
-        settings: the settings of the run, of which `best_metric` and `max_bad_steps` are used.
+        settings: the settings of the run, of which `best_metric`, `max_bad_steps` and `min_steps`
+            are used.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Monitor:
     ) -> None:
         self.recorder, self.progress, self.best = recorder, progress, best
         self.best_metric, self.max_bad_steps = settings.best_metric, settings.max_bad_steps
+        self.min_steps = settings.min_steps or 0
         self.steps_per_epoch = steps_per_epoch
 
     def log_losses(self, state: State) -> None:
@@ -108,7 +110,8 @@ class Monitor:
         sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
         # Any number counts as better than NaN, and NaN as better than no evaluation.
         before = -math.inf if state.best is None or math.isnan(state.best) else sign * state.best
-        state.since_best += 1
+        # Earlier evaluations do not count, so that trainer.patience cannot stop the run before.
+        state.since_best += state.step >= self.min_steps
         if state.best is None or sign * value > before:
             state.best, state.best_step, state.since_best = value, state.step, 0
             state.best_outputs = evaluation.outputs

@@ -168,6 +168,9 @@ def test_evaluations_when_due_and_early_stopping(tmp_path: Path) -> None:
     state, recorder = fit(tmp_path, *still)
     assert [s for s, v in recorder.values if "val_loss" in v] == [4, 8, 12]
     assert (state.best_step, state.step) == (4, 12)
+    # Patience counts the evaluations from min_steps on.
+    state, _ = fit(tmp_path / "minimum", *still, "trainer.min_steps=12")
+    assert (state.best_step, state.step) == (4, 16)
     _, recorder = fit(tmp_path / "seldom", *still, "trainer.log_every=5")
     assert [s for s, v in recorder.values if "train_loss" in v] == [5, 10, 12]
 

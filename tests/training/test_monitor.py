@@ -20,7 +20,7 @@ NAN = math.nan
 )
 def test_nan_is_never_an_improvement(losses: list[float], best: int) -> None:
     kept: Any = SimpleNamespace(save=lambda *_: None)
-    settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=10)
+    settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=10, min_steps=None)
     state: Any = SimpleNamespace(
         best=None, best_step=0, since_best=0, history=[], step=0, length="", model=None
     )

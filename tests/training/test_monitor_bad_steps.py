@@ -34,7 +34,7 @@ def state(tmp_path: Path) -> State:
 
 
 def check(state: State, most: int, folder: Path) -> None:
-    settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=most)
+    settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=most, min_steps=None)
     with Progress(0, None) as progress:
         monitor = Monitor(Recorder(), progress, BestWeights(folder), settings, 1)
         monitor.check_finite(state, BATCH)
