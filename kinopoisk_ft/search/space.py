@@ -28,6 +28,8 @@ SEARCHED = (
     "data.window_stride", "data.max_windows", "data.text_prefix",
 )  # fmt: skip
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
+# Prefixes of keys that define val_loss, so trials that differ in them have no comparable val_loss.
+LOSS_KEYS = ("trainer/loss", "trainer.loss", "trainer.class_weights")
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
 # Stands for a missing key, because None is a valid value of a key.
 ABSENT = object()
@@ -193,6 +195,9 @@ def _explain_unsearchable(
     now = _get_value(key, base)
     if now is ABSENT:
         return "the selected model, adapter and trainer have no such key", other_key
+    if base.trainer.best_metric == "loss" and key.startswith(LOSS_KEYS):
+        why = "trials are compared by val_loss (trainer.best_metric=loss), which this key redefines"
+        return why, f"set one value of {key}, or another trainer.best_metric"
     # By default, trainer.lr is ${adapter.lr}. With any other value, adapter.lr has no effect.
     if key == "adapter.lr" and "trainer.lr" in searched:
         fix = "remove the range of adapter.lr or of trainer.lr"

@@ -64,6 +64,8 @@ def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCapture
         ("trainer.batch_size=range(8,40,8)", IntDistribution(8, 32, step=8)),
         ("trainer.epochs=tag(log,int(interval(1,8)))",
          IntDistribution(1, 8, log=True)),
+        ("trainer/loss=focal,cross_entropy",
+         CategoricalDistribution(["focal", "cross_entropy"])),
         ("trainer/schedule=linear,cosine",
          CategoricalDistribution(["linear", "cosine"])),
     ],
@@ -102,6 +104,10 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
     ("arguments", "message"),
     quick(
         [
+            (
+                ["trainer.best_metric=loss", "trainer.class_weights=none,balanced"],
+                "trials are compared by val_loss(?s:.*)set one value of trainer.class_weights",
+            ),
             (["adapter.config.rr=choice(1,2)", "adapter=lora"], r"did you mean 'adapter.config.r'"),
             (
                 ["adapter.lr=interval(0.1,1)", "trainer.lr=interval(0.1,1)"],
@@ -124,8 +130,13 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
                 "trainer.lr does not refer to it(?s:.*)to do: remove the value",
             ),
             (["adapter.lr=0.1", "model.dropout=0"], "nothing to search"),
+            (["trainer.best_metric=loss", "trainer/loss=focal,cross_entropy"], "redefines"),
+            (
+                ["trainer.best_metric=loss", "trainer/loss=focal", "trainer.loss.gamma=1,2"],
+                "redefines",
+            ),
         ],
-        5,
+        6,
     ),
 )
 def test_an_invalid_search_is_refused(arguments: list[str], message: str) -> None:
