@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.batching import Examples, batch_by_length, prefetch
 from kinopoisk_ft.training.device import to_device
 from kinopoisk_ft.training.distributed.processes import (
@@ -55,6 +57,9 @@ def evaluate(
     Args:
         check: called after each batch with the number of its examples; can raise an exception to
             stop the evaluation.
+
+    Raises:
+        UserError: the loss is not finite.
     """
     model.eval()
     (scores, outputs), rows = halve_on_out_of_memory(
@@ -90,6 +95,15 @@ def _evaluate(
             check(len(rows))
     # Losses are added in float64, which MPS does not support, so they are moved to the CPU first.
     total = all_reduce_sum(torch.stack(losses).cpu().double().sum()).item()
+    # The metrics would count a review with such outputs as one of the first class.
+    if not math.isfinite(total):
+        raise UserError(
+            f"the loss of an evaluation is {total} in {precision.kind}, so some outputs of the "
+            "model are not finite",
+            where="trainer.precision",
+            fix="use trainer.precision=fp32 or, if the run has used it, a lower trainer.lr; start "
+            "over with resume=never",
+        )
     # The count is 0 if a language model has no token to predict.
     scores = {"loss": total / (count or 1)}
     outputs = torch.cat(collected).cpu()
