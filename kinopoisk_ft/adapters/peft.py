@@ -84,6 +84,8 @@ class Peft(Adapter):
         _check_trained_dtype(module)
         # `get_peft_model` takes the path from the module, but only models of transformers have one.
         config.base_model_name_or_path = network.base
+        # AutoPeftModel loads the base model at this revision.
+        config.revision = network.revision
         names = getattr(module.base_model, "targeted_module_names", [])
         if task is None:
             _write_full_names(config, names)

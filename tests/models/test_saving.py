@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, MambaMod
 from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import read_card
-from kinopoisk_ft.models.saving import load_network
+from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor
 
@@ -114,6 +114,17 @@ def test_lora_loads_in_peft(tmp_path: Path) -> None:
         with torch.no_grad():
             found = module.eval()(**inputs).logits
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_adapter_names_the_revision_of_its_base(tmp_path: Path) -> None:
+    """AutoPeftModel reads it; without one, it would load the main branch."""
+    _, made, network, tokenizer = make("bert", "lora")
+    network.revision = "v1"
+    adapted = made.apply(network)
+    card = make_card(network, adapted, NAMES, max_length=9)
+    save_network(network, adapted, tokenizer, card, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+    assert (config["revision"], read_card(tmp_path).revision) == ("v1", "v1")
 
 
 def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
