@@ -157,7 +157,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         truncated={name: tokens[name].truncated for name in ("val", "test")},
         pretraining_overlap=overlap,
         history=state.history,
-        head_was_fitted=trainer.head_first,
+        head_was_fitted=trainer.head_first or (network.base is not None and not network.fresh),
     )
 
 

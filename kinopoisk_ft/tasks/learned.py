@@ -32,7 +32,7 @@ def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
     reasons = {
         "test": _compare_with_majority("test", data.test, test, data),
         "validation": _compare_with_majority("validation", data.val, val, data),
-        # An output layer that is fitted first starts at a low loss, which need not fall.
+        # With an output layer that is already fitted, the loss starts low and need not fall.
         "training loss": "" if fitted.head_was_fitted else _compare_losses(fitted),
     }
     failed = [name for name, why in reasons.items() if why]

@@ -108,7 +108,8 @@ class Fitted:
         truncated: {"val" or "test": fraction of each review that truncation removed, (N,)}.
         pretraining_overlap: how many test reviews are in the pretraining texts; None if unknown.
         history: logged losses and validation metrics; each entry has a `step`.
-        head_was_fitted: whether the output layer was fitted before training (trainer.head_first).
+        head_was_fitted: whether the output layer was already fitted at the start of training, by
+            trainer.head_first or in a checkpoint that left no weights to initialize.
     """
 
     test_probabilities: np.ndarray

@@ -13,12 +13,13 @@ from command_line import BERT, run
 from command_line import _here as _here
 from command_line import place as place
 from networks import make
-from transformers import pipeline
+from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.serving.publishing import list_uploads
-from kinopoisk_ft.tasks import fit_network
+from kinopoisk_ft.tasks import fit_network, record
+from kinopoisk_ft.tasks.result import Fitted
 
 PRETRAINED = ["model=encoder", f"model.name={tiny.bert()}", "model.pooling=pooler"]
 
@@ -84,3 +85,25 @@ def test_a_model_is_not_saved_over_its_base(is_peft: bool, tmp_path: Path) -> No
     adapter = SimpleNamespace(needs_saved_base=is_peft, freezes=True)
     with pytest.raises(UserError, match="the base model is in the folder to which this run saves"):
         fit_network._apply_adapter(adapter, network, tmp_path / "model")
+
+
+@pytest.mark.parametrize("names", [("minus", "plus"), ("other", "names")])
+def test_a_loaded_head_is_known_as_fitted(
+    names: tuple[str, ...], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training loss of a model that knows the task already need not fall."""
+    made = BertForSequenceClassification.from_pretrained(
+        tiny.bert(), id2label=dict(enumerate(names))
+    )
+    made.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny.bert()).save_pretrained(tmp_path)
+    found: list[bool] = []
+
+    def check(fitted: Fitted, _: object) -> tuple[str, str]:
+        found.append(fitted.head_was_fitted)
+        return "", ""
+
+    monkeypatch.setattr(record, "check_learned", check)
+    assert run("model=encoder", f"model.name={tmp_path}", "adapter=head", "trainer.max_steps=1",
+               "output_dir=loaded", "tracking=none") == 0  # fmt: skip
+    assert found == [names == ("minus", "plus")]
