@@ -190,7 +190,11 @@ def digest_inputs(data: DataSplit, train: Examples, val: Examples) -> dict[str, 
     """Return digests of the inputs; a run resumes only from a checkpoint with the same digests."""
     # The test split does not influence training, so its tokens may change.
     tokens = ids_digest([*train.input_ids, *val.input_ids])
-    return {"split": data.split_digest, "tokens": tokens}
+    inputs = {"split": data.split_digest, "tokens": tokens}
+    # Pretraining has no labels.
+    if train.labels is not None and val.labels is not None:
+        inputs["labels"] = ids_digest([train.labels.tolist(), val.labels.tolist()])
+    return inputs
 
 
 def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs) -> None:

@@ -19,7 +19,9 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.serving.publishing import list_uploads
 from kinopoisk_ft.tasks import fit_network, record
+from kinopoisk_ft.tasks.fit_network import digest_inputs
 from kinopoisk_ft.tasks.result import Fitted
+from kinopoisk_ft.training.batching import Examples
 
 PRETRAINED = ["model=encoder", f"model.name={tiny.bert()}", "model.pooling=pooler"]
 
@@ -107,3 +109,15 @@ def test_a_loaded_head_is_known_as_fitted(
     assert run("model=encoder", f"model.name={tmp_path}", "adapter=head", "trainer.max_steps=1",
                "output_dir=loaded", "tracking=none") == 0  # fmt: skip
     assert found == [names == ("minus", "plus")]
+
+
+def test_a_corrected_label_changes_the_digest_of_the_inputs() -> None:
+    def digest(train: list[int] | None, val: list[int] | None) -> dict[str, str]:
+        parts = (Examples([[1]] * 2, None if y is None else np.array(y)) for y in (train, val))
+        return digest_inputs(SimpleNamespace(split_digest="same"), *parts)
+
+    first = digest([0, 1], [1, 0])
+    for other in (digest([1, 1], [1, 0]), digest([0, 1], [1, 1])):
+        assert {key for key in first if first[key] != other[key]} == {"labels"}
+    assert digest([0, 1], [1, 0]) == first
+    assert set(digest(None, None)) == {"split", "tokens"}

@@ -102,7 +102,7 @@ class CheckpointManager:
         """
         if not all_equal(self.about):
             raise UserError(
-                "the processes of this run have different reviews or different tokens",
+                "the processes of this run have different reviews, labels or tokens",
                 where="the data or the tokenizer cache on one of the machines",
                 fix="use the same files and the same package versions on all machines",
             )
@@ -228,7 +228,9 @@ class CheckpointManager:
         return {**self.about, "frozen weights": self._frozen_digest}
 
     def _check_about(self, checkpoint: Checkpoint) -> None:
-        now, then = self._read_about(), _get_about(checkpoint)
+        now = self._read_about()
+        # Earlier versions did not store a digest of the labels.
+        then = {"labels": now.get("labels"), **_get_about(checkpoint)}
         differing = [key for key in now if then.get(key) != now[key]]
         if differing:
             texts = [

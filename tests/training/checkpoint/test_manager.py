@@ -83,6 +83,17 @@ def test_another_base_or_other_data_are_refused(tmp_path: Path) -> None:
         fit(tmp_path, adapter="head", about={"data": "large"})
 
 
+def test_other_labels_are_refused_unless_an_earlier_version_did_not_store_them(
+    tmp_path: Path,
+) -> None:
+    data = {"data": "tiny"}
+    fit(tmp_path / "earlier", about=data)
+    fit(tmp_path / "earlier", about=data | {"labels": "new"})
+    fit(tmp_path / "now", about=data | {"labels": "old"})
+    with pytest.raises(UserError, match="labels: old in the checkpoint, new in this run"):
+        fit(tmp_path / "now", about=data | {"labels": "new"})
+
+
 def test_digest_frozen_weights_sees_every_bit() -> None:
     model = nn.Linear(3, 2).requires_grad_(False)
     before = digest_frozen_weights(model)
