@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "config": {"provenance"},
     "run_folder": {"config"},
     "provenance": set(),
-    "prefix_cache": {"data", "models", "training", "tracking"},
+    "prefix_cache": {"data", "models", "provenance", "training", "tracking"},
     "search": {"config", "provenance", "run_folder", "statistics", "training", "tracking"},
     "reporting": {"config", "search", "statistics", "tracking"},
     "serving": {"config", "data", "models", "training", "tracking"},

@@ -21,6 +21,7 @@ from kinopoisk_ft.prefix_cache.storage import (
     cache_folder,
     check_space,
 )
+from kinopoisk_ft.provenance import get_hardware
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples, batch_by_length, count_ids
 from kinopoisk_ft.training.device import release_freed_memory, to_device
@@ -192,7 +193,10 @@ class PrefixCache:
     ) -> dict[str, CachedActivations]:
         width = split.run_lower(**batch).shape[-1]
         # The weights, the dtype on disk and the precision of the forward pass change the values.
-        folder = cache_folder(f"{split.digest(batch)} {self.kind} {self.precision.kind}")
+        # Other hardware changes the build time, which reports add to the times of a run.
+        device = self.precision.device.type
+        key = (split.digest(batch), self.kind, self.precision.kind, device, get_hardware(device))
+        folder = cache_folder(" ".join(key))
         return {
             name: CachedActivations(
                 # Activations do not depend on labels, so the token ids are enough.

@@ -16,6 +16,7 @@ from prefixed import FP32, UPPER, WINDOWS, apply, config, prepared
 from quick import quick
 from torch import nn
 
+from kinopoisk_ft import provenance
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.data.leakage import Leakage
 from kinopoisk_ft.data.preprocessing import Preprocessing
@@ -222,6 +223,15 @@ def test_every_run_records_what_the_cache_cost_to_build(tmp_path: Path) -> None:
     predictor = Predictor(tmp_path / "second" / "model", "cpu")
     ours = predictor.probabilities(data.test["text"].tolist())
     np.testing.assert_allclose(fitted[1].test_probabilities, ours, atol=1e-5)
+
+
+def test_other_hardware_builds_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run must not be charged with the time that another machine took."""
+    origins = []
+    for processor in ("fast", "fast", "slow"):
+        monkeypatch.setattr(provenance, "get_processor", lambda name=processor: name)
+        origins.append(apply("bert", "fp32", "head")[2].origin)
+    assert origins == ["built", "found", "built"]
 
 
 def test_report_adds_the_build_time_to_the_times_of_a_run() -> None:
