@@ -213,15 +213,24 @@ def find_errors(plain: dict[str, Any]) -> list[str]:
 
 
 def _check_seed_values(plain: dict[str, Any]) -> list[str]:
+    flat = flatten(plain)
     # Keys such as `trainer.seed` repeat the run's `seed`, so their error is not reported again.
-    return [
+    errors = [
         f"{key}={value}: a seed is an integer from 0 to {MAX_SEED}"
-        for key, value in flatten(plain).items()
+        for key, value in flat.items()
         if SEED_KEY.fullmatch(key.rpartition(".")[2])
         and isinstance(value, int)
         and not 0 <= value <= MAX_SEED
         and (key == "seed" or value != plain.get("seed"))
     ]
+    seed, own = plain.get("seed"), flat.get("trainer.seed")
+    # For other types, there already is an error; a bool is an int, too.
+    if not errors and type(own) is int and own != seed:
+        errors.append(
+            f"trainer.seed={own} differs from seed={seed}: set only seed, because reports identify "
+            "runs by it"
+        )
+    return errors
 
 
 def _check_node(path: str, node: dict[str, Any]) -> list[str]:

@@ -181,6 +181,13 @@ def test_the_smallest_and_the_largest_seed_are_valid() -> None:
         assert find_errors(plain(compose_config([*overrides, f"data.seed={seed}"]))) == []
 
 
+def test_another_seed_of_the_trainer_is_refused() -> None:
+    """Reports would take runs that differ only in this seed for repetitions of one run."""
+    with pytest.raises(UserError, match=r"trainer\.seed=1 differs from seed=42: set only seed"):
+        prepare(compose_config(["model=bert_scratch", "trainer.seed=1"]))
+    prepare(compose_config(["model=bert_scratch", "trainer.seed=1", "seed=1"]))
+
+
 def test_seeds_are_reported_with_the_other_mistakes() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=-1", "data.split_seed=-2", "data.classes=x"])
     with pytest.raises(UserError) as caught:
