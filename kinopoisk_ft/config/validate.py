@@ -162,8 +162,11 @@ def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
     if not result_json:
         return None
     file = Path(result_json)
+    # A path such as "." has no name. The run refuses it, because it is a folder.
+    if job is None or not file.name:
+        return file
     # Otherwise, all jobs of a sweep would write to the same file.
-    return file if job is None else file.with_name(f"{file.stem}.{job.number}{file.suffix}")
+    return file.with_name(f"{file.stem}.{job.number}{file.suffix}")
 
 
 def _set_seed(cfg: DictConfig, resumed: int | None) -> None:

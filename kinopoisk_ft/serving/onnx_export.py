@@ -86,6 +86,8 @@ def export_onnx(
         UserError: a package is missing, the model cannot be exported, or the logits differ.
     """
     check_packages()
+    # A path such as "." has no name, from which the name of a temporary file could be made.
+    output = output.resolve()
     card = read_card(folder)
     _check_request(folder, card, output, keep_adapter)
     # Test a file next to the output folder, which is created only after a successful export.

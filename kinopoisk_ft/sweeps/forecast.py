@@ -186,9 +186,11 @@ def count_tokens(characters: np.ndarray, preprocessing: Preprocessing) -> float:
     if not preprocessing.reads_windows:
         return float(np.minimum(tokens, preprocessing.max_length).sum())
     # Each window has one special token on each side, such as [CLS] and [SEP].
-    windows = Windows.of(
-        preprocessing.max_length - 2, preprocessing.window_stride, preprocessing.max_windows, 1, 1
-    )
+    room, stride = max(1, preprocessing.max_length - 2), preprocessing.window_stride
+    if stride is not None and stride <= preprocessing.max_length:
+        # Other tokenizers, such as that of Mamba, add fewer tokens and allow a larger stride.
+        stride = min(stride, room)
+    windows = Windows.of(room, stride, preprocessing.max_windows, 1, 1)
     most = np.inf if windows.max_tokens is None else windows.max_tokens + 2
     return float(windows.count_tokens(np.minimum(tokens, most)).sum())
 

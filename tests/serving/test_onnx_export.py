@@ -223,6 +223,18 @@ def test_requests_are_refused_before_anything_is_written(
     assert not (tmp_path / "onnx").exists()
 
 
+def test_a_model_is_exported_to_the_working_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(folder: Path, *_: object) -> None:
+        raise NotADirectoryError(folder)
+
+    monkeypatch.setattr(onnx_export, "write_folder_atomically", stop)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotADirectoryError, match=tmp_path.name):
+        export_onnx(model, Path())
+
+
 def test_missing_packages_are_named(
     model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

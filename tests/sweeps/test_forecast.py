@@ -131,6 +131,9 @@ def test_tokens_of_a_text() -> None:
     assert count_tokens(characters, windows) == 2 + 12 + 14 * 100
     limited = Preprocessing(100, "windows", window_stride=73, max_windows=3)
     assert count_tokens(characters, limited) == 2 + 12 + 3 * 100
+    # A tokenizer without special tokens allows a stride of max_length.
+    adjacent = Preprocessing(100, "windows", window_stride=100)
+    assert count_tokens(characters, adjacent) == 2 + 12 + 11 * 100
 
 
 @pytest.mark.parametrize("model", ["bert_scratch", "mamba_scratch", "mamba2_scratch"])

@@ -271,6 +271,10 @@ def test_pretraining_is_never_skipped() -> None:
     )
 
 
+def test_a_folder_as_the_result_file_of_a_sweep_is_left_for_the_run_to_refuse() -> None:
+    assert prepared("sweep=lr_search", "result_json=.").result_file == Path()
+
+
 def test_a_parent_of_another_store_is_refused(place: Path) -> None:
     uri = f"sqlite:///{place / 'mlflow.db'}"
     tracker = MlflowTracker(uri=uri, artifacts=None, experiment="lost", log_model=False)
