@@ -21,6 +21,7 @@ from hydra.utils import get_object
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import PACKAGE, compute_sha256
+from kinopoisk_ft.training.distributed import torchrun
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +41,10 @@ NAME_GROUPS = ("model", "adapter", "data")
 def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
     """Compute a SHA-256 digest that is equal only for runs that would give the same result.
 
-    The digest covers the config, the source code, the package versions and the hardware. The
-    hardware is included because reports compare times. An uncommitted edit of the code changes
-    the digest, and a commit alone does not. Local files and folders in the config are covered
-    with their content, but hub repositories only with their name and revision.
+    The digest covers the config, the source code, the package versions, the hardware and the number
+    of processes. The last two are included because reports compare times. An uncommitted edit of
+    the code changes the digest, and a commit alone does not. Local files and folders in the config
+    are covered with their content, but hub repositories only with their name and revision.
 
     Args:
         config: the resolved config as a dict, without the keys that do not change the result.
@@ -57,6 +58,7 @@ def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
         "targets": {target: _digest_source(target) for target in sorted(_find_targets(config))},
         "packages": {"python": platform.python_version(), **get_versions()},
         "hardware": get_hardware(config["trainer"]["device"]),
+        "processes": torchrun.world_size(),
     }
     # Sorted keys make the digest independent of the order of the options.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

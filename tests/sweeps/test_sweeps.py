@@ -29,6 +29,7 @@ from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.offline import OfflineTracker
 from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.training.distributed import torchrun
 from kinopoisk_ft.training.signals import Stopped
 
 
@@ -208,6 +209,9 @@ def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.M
     ]
     others = {identity(change) for change in changes}
     assert len(others | {first}) == len(changes) + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torchrun, "world_size", lambda: 2)
+        assert identity() != first
     write_reviews(place, 82)
     assert identity() != first
     write_reviews(place)
