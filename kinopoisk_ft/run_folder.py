@@ -32,7 +32,9 @@ LOCK_TIMEOUT = 10.0
 CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
 # Prefixes of the options that may be changed when a run is resumed.
-MAY_DIFFER = (*KEYS_WITHOUT_EFFECT, *TRAINER_KEYS_WITHOUT_EFFECT, "trainer.strategy")
+MAY_DIFFER = (
+    *KEYS_WITHOUT_EFFECT, *TRAINER_KEYS_WITHOUT_EFFECT, "trainer.strategy", "task.save_to",
+)  # fmt: skip
 
 
 class RunFolder:

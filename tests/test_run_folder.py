@@ -56,6 +56,12 @@ def test_a_run_without_a_configurable_loss_is_resumed(tmp_path: Path) -> None:
         now("focal").find_run()
 
 
+def test_a_resumed_pretraining_may_save_its_model_to_another_folder(tmp_path: Path) -> None:
+    RunFolder(tmp_path, {**CONFIG, "task": {"save_to": "base"}}).mark_started("old run")
+    (tmp_path / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
+    assert RunFolder(tmp_path, {**CONFIG, "task": {"save_to": "base.0"}}).find_run() == "old run"
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

@@ -43,6 +43,7 @@ SEED_KEY = re.compile(r"(.*_)?seed|random_state")
 # NumPy's legacy generator and scikit-learn accept only 32-bit seeds.
 MAX_SEED = 2**32 - 1
 SEARCH_SWEEPER = "hydra_plugins.kinopoisk_ft.SearchSweeper"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Prefixes of overrides that only decide where results are written.
 OUTPUT_KEYS = ("output_dir=", "result_json=", "tracking.", "tracking=")
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
@@ -62,10 +63,12 @@ def prepare(cfg: DictConfig, resumed_seed: int | None = None) -> Prepared:
     cfg = cfg.copy()
     _set_seed(cfg, resumed_seed)
     plain = _resolve(cfg, hydra.runtime.choices.get("experiment"))
+    job = get_job()
+    if job is not None and hydra.sweeper.get("_target_") != BASIC_SWEEPER:
+        _number_saved_model(plain["task"], job)
     resolved = DictConfig(plain)
     # No later code may change the config, because it is recorded as it is now.
     OmegaConf.set_readonly(resolved, True)
-    job = get_job()
     choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra" not in k}
     identity = compute_identity(keep_effective(plain), choices)
     fixed = {**read_environment_values(cfg, plain), "seed": plain["seed"]}
@@ -167,6 +170,12 @@ def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
         return file
     # Otherwise, all jobs of a sweep would write to the same file.
     return file.with_name(f"{file.stem}.{job.number}{file.suffix}")
+
+
+def _number_saved_model(task: dict[str, Any], job: Job) -> None:
+    # Otherwise, all trials of a search would save their pretrained models to the same folder.
+    if isinstance(task.get("save_to"), str):
+        task["save_to"] = f"{Path(task['save_to'])}.{job.number}"
 
 
 def _set_seed(cfg: DictConfig, resumed: int | None) -> None:

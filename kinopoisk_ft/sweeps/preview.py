@@ -16,14 +16,12 @@ from omegaconf import DictConfig
 
 from kinopoisk_ft.config.help import explain_error
 from kinopoisk_ft.config.prepared import get_overrides, name_checkpoint
-from kinopoisk_ft.config.validate import check_config
+from kinopoisk_ft.config.validate import BASIC_SWEEPER, check_config
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.provenance import name_approach
 from kinopoisk_ft.training.distributed import torchrun
 
 log = logging.getLogger(__name__)
-
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class Check(Callback):
@@ -64,6 +62,7 @@ class Check(Callback):
                 print(f"sweep of {len(Check.jobs)} jobs, in {config.hydra.sweep.dir}", flush=True)
             for job in Check.jobs:
                 check_config(job)
+            _check_saved_models(Check.jobs)
         except UserError as error:
             _exit(error, 1)
         except Exception as error:
@@ -142,3 +141,21 @@ def compose_jobs(config: DictConfig) -> list[DictConfig]:
     # With None as the largest batch size, there is one batch with all jobs.
     ((*jobs,),) = BasicSweeper.split_arguments(parsed, None)
     return [loader.load_sweep_config(config, list(job)) for job in jobs]
+
+
+def _check_saved_models(jobs: Sequence[DictConfig]) -> None:
+    # The second job would replace the model of the first.
+    first: dict[Path, int] = {}
+    for number, job in enumerate(jobs):
+        # Only pretraining has this option.
+        name = job.task.get("save_to")
+        if name is None:
+            continue
+        other = first.setdefault(Path(str(name)).resolve(), number)
+        if other != number:
+            raise UserError(
+                f"jobs {other} and {number} would save their models to the same folder",
+                where=f"task.save_to={name}",
+                fix="add an option that differs between the jobs, for example "
+                "'task.save_to=base_${seed}'",
+            )

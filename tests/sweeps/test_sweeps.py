@@ -275,6 +275,26 @@ def test_pretraining_is_never_skipped() -> None:
     )
 
 
+def test_jobs_that_would_save_a_pretrained_model_to_the_same_folder_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def plan(folder: str) -> str:
+        task = ["task=pretrain", "trainer.best_metric=loss", f"task.save_to={folder}"]
+        with pytest.raises(SystemExit) as ended:
+            sweep(*task, "seed=0,1", "dry_run=true", model="bert_scratch")
+        assert ended.value.code == (folder == "base")
+        return capsys.readouterr().err
+
+    assert "jobs 0 and 1 would save their models to the same folder" in plan("base")
+    assert not plan("base_${seed}")
+
+
+def test_a_search_adds_the_number_of_the_trial_to_the_folder_of_a_pretrained_model() -> None:
+    options = ["task=pretrain", "task.save_to=bases/bert/", "model=bert_scratch"]
+    assert prepared("sweep=lr_search", *options).cfg.task.save_to == "bases/bert.0"
+    assert prepared(*options).cfg.task.save_to == "bases/bert/"
+
+
 def test_a_folder_as_the_result_file_of_a_sweep_is_left_for_the_run_to_refuse() -> None:
     assert prepared("sweep=lr_search", "result_json=.").result_file == Path()
 
