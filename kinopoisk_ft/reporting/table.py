@@ -251,7 +251,8 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
     }
     # Earlier versions recorded these scores in single precision.
     differs = any(len({round(value, 6) for value in values}) > 1 for values in seen.values())
-    means = {column: statistics.fmean(values) for column, values in seen.items() if values}
+    # Unlike `fmean`, `mean` returns the common value of equal scores without a rounding error.
+    means = {column: statistics.mean(values) for column, values in seen.items() if values}
     return means, differs
 
 
