@@ -237,7 +237,7 @@ def _check_seed_values(plain: dict[str, Any]) -> list[str]:
     ]
     seed, own = plain.get("seed"), flat.get("trainer.seed")
     # For other types, there already is an error; a bool is an int, too.
-    if not errors and type(own) is int and own != seed:
+    if not errors and type(own) is type(seed) is int and own != seed:
         errors.append(
             f"trainer.seed={own} differs from seed={seed}: set only seed, because reports identify "
             "runs by it"
