@@ -40,9 +40,9 @@ from kinopoisk_ft.tracking.offline import NOTE_TAG
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]
 # The packages that this package imports to predict.
 SERVING = (
-    "datasets", "filelock", "huggingface-hub", "hydra-core", "mlflow", "numba", "numpy", "pandas",
-    "peft", "psutil", "pydantic", "rich", "safetensors", "scikit-learn", "tokenizers", "torch",
-    "transformers",
+    "datasets", "filelock", "huggingface-hub", "hydra-core", "joblib", "mlflow", "numba", "numpy",
+    "pandas", "peft", "psutil", "pydantic", "rich", "safetensors", "scikit-learn", "tokenizers",
+    "torch", "transformers",
 )  # fmt: skip
 
 
