@@ -16,7 +16,7 @@ import pandas as pd
 from kinopoisk_ft.reporting.columns import MAJORITY
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import Collected, TrainedRun
-from kinopoisk_ft.statistics.metrics import count_confusion, scores
+from kinopoisk_ft.statistics.metrics import ACCURACY, count_confusion, scores
 from kinopoisk_ft.statistics.predictions import Predictions
 
 FOLDS, FOLD = "data.folds", "data.fold"
@@ -96,7 +96,7 @@ def _pool(parts: list[TrainedRun], answers: list[Predictions], pooled: Predictio
 
 def _score_majority(parts: list[TrainedRun], answers: list[Predictions]) -> dict[str, float]:
     """Return the scores of the majority class on all reviews, or {} if they are unknown."""
-    key = MAJORITY["accuracy"]
+    key = MAJORITY[ACCURACY]
     accuracies = [run.metrics[key] for run in parts if key in run.metrics]
     if len(accuracies) < len(parts):
         return {}

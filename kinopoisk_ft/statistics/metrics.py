@@ -158,6 +158,8 @@ METRICS = (
 # Metrics that are computed from confusion matrices, also for many resamples at once.
 COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
 MARKED = tuple(metric.name for metric in METRICS if metric.mark)
+# The share of correct answers.
+(ACCURACY,) = (metric.name for metric in METRICS if metric.of_counts is _accuracy)
 # Matthews correlation coefficient: 0 for the majority class and for random answers.
 (CORRELATION,) = (metric.name for metric in METRICS if metric.of_counts is _matthews)
 # The unpacking fails unless exactly one metric has the attribute `headline`.
