@@ -14,56 +14,24 @@ import logging
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from common.children import child_figures
 from common.report import Section, command_line, publish
 from common.shapes import SMALL, TINY2
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from transformers import BertConfig, BertForSequenceClassification
+from common.training_step import time_steps
 
-from kinopoisk_ft.config.groups import get_conf_dir
-from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.objective import Classification
-
-BATCH, LENGTH, VOCABULARY = 16, 256, 30_000
-# The first step compiles kernels and fills caches; it is not timed.
-WARM = 1
+BATCH, LENGTH = 16, 256
 SHAPES = {"tiny2": TINY2, "e5": SMALL}
 SETTINGS = {
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},
     **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (30_000, 10_000, 1_000)},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-
-
-def measure(shape: str, steps: int) -> None:
-    """Train in this process, and print the seconds of a step."""
-    settings = ["trainer.device=cpu", "trainer.precision=fp32", f"trainer.batch_size={BATCH}"]
-    with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=settings)
-    rng = np.random.default_rng(0)
-    ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))
-    examples = Examples(ids.tolist(), np.arange(BATCH) % 2)
-    trainer = instantiate(cfg.trainer)
-    precision, clock = trainer.open()
-    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **SHAPES[shape]))
-    objective = Classification(0)
-    state = trainer._setup(model, objective, precision, (), BATCH * (steps + WARM), clock)
-    batch = objective.collate(examples, np.arange(BATCH), rng)
-    seconds = []
-    for _ in range(steps + WARM):
-        start = time.perf_counter()
-        trainer._step(state, [batch], lambda _: None)
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": statistics.median(seconds[WARM:])}))
 
 
 @contextmanager
@@ -130,7 +98,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     if args.child:
-        measure(args.child[0], int(args.child[1]))
+        seconds = time_steps(SHAPES[args.child[0]], [], BATCH, LENGTH, int(args.child[1]))
+        print(json.dumps({"seconds": seconds}))
         return
     names, shapes = list(SETTINGS), list(SHAPES)
     rounds, steps = (1, 2) if args.quick else (2, 3)

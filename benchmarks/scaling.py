@@ -15,52 +15,26 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
-import numpy as np
 import torch
 from common.report import Section, command_line, publish
 from common.shapes import SMALL, TINY2
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from transformers import BertConfig, BertForSequenceClassification
+from common.training_step import time_steps
 
-from kinopoisk_ft.config.groups import get_conf_dir
-from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed.processes import is_main, join_processes
-from kinopoisk_ft.training.objective import Classification
 
-BATCH, LENGTH, VOCABULARY = 16, 128, 30_000
+BATCH, LENGTH = 16, 128
 SHAPES = {"as rubert-tiny2": TINY2, "as e5-small": SMALL}
-# The first steps compile kernels and fill caches; they are not timed.
-WARM = 2
 
 
 def measure(shape: str, strategy: str, steps: int) -> None:
     """Train in a process that torchrun started; rank 0 prints the seconds of a step."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    settings = [f"trainer.strategy={strategy}", "trainer.device=cpu", "trainer.precision=fp32",
-                f"trainer.batch_size={BATCH}", "trainer.lr=1e-5",
-                "trainer.head_lr=null"]  # fmt: skip
-    with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=settings)
-    rng = np.random.default_rng(0)
-    ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))
-    examples = Examples(ids.tolist(), np.arange(BATCH) % 2)
+    settings = [f"trainer.strategy={strategy}", "trainer.lr=1e-5", "trainer.head_lr=null"]
     with join_processes(strategy, "cpu"):
-        trainer = instantiate(cfg.trainer)
-        precision, clock = trainer.open()
-        model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **SHAPES[shape]))
-        objective = Classification(0)
-        state = trainer._setup(model, objective, precision, (), BATCH * (steps + WARM), clock)
-        batch = objective.collate(examples, np.arange(BATCH), rng)
-        seconds = []
-        for _ in range(steps + WARM):
-            start = time.perf_counter()
-            trainer._step(state, [batch], lambda _: None)
-            seconds.append(time.perf_counter() - start)
+        seconds = time_steps(SHAPES[shape], settings, BATCH, LENGTH, steps)
         if is_main():
-            print(json.dumps(statistics.median(seconds[WARM:])))
+            print(json.dumps(seconds))
 
 
 def start(count: int, threads: int, shape: str, strategy: str, steps: int) -> float:

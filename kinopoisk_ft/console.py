@@ -186,7 +186,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # PEFT reads this attribute, which transformers has renamed.
     warnings.filterwarnings("ignore", ".*`is_gradient_checkpointing` is deprecated", FutureWarning)
-    # MLflow warns of a class of its own when it is imported. The text starts with a color code.
+    # MLflow's own classes cause this warning on import. It starts with a color code.
     warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
 
 
