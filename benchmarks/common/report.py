@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from kinopoisk_ft.provenance import describe_environment
+from kinopoisk_ft.files import write_atomically
+from kinopoisk_ft.provenance import describe_environment, get_commit
 
 SHOWN = ("torch", "numba", "transformers", "mambapy")
 
@@ -30,6 +31,8 @@ class Section:
 
 def command_line(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark."""
+    # `get_commit` caches its value, so a commit during the run does not change the published one.
+    get_commit()
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
@@ -50,10 +53,10 @@ def publish(title: str, sections: Sequence[Section], args: argparse.Namespace, r
         text += f"\n## {section.title}\n\n{section.note}\n\n{markdown_table(section.rows)}\n"
     print(text)
     if args.markdown:
-        args.markdown.write_text(text, encoding="utf-8")
+        write_atomically(args.markdown, text)
     if args.json:
         found = {**machine, "remark": remark, "sections": [asdict(section) for section in sections]}
-        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_atomically(args.json, json.dumps(found, indent=2) + "\n")
 
 
 def describe_machine() -> dict[str, Any]:
