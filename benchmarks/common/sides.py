@@ -16,8 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from common.shapes import Shape
 from kinopoisk_ft.tracking.mlflow_names import flat_metrics
+from kinopoisk_ft.training.device import reset_peak_memory
 
 PEER = Path(__file__).with_name("hf_trainer.py")
 ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
@@ -112,9 +115,15 @@ def read_metrics(store: Path) -> dict[str, float]:
 def run_process(command: list[Any], environment: Mapping[str, str] = NOTHING) -> tuple[str, float]:
     """Run a process; return its output and its peak resident memory in MiB."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **environment}
+    # Linux starts the peak of a new process at the peak of the process that starts it.
+    reset_peak_memory(torch.device("cpu"))
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
         process.returncode = status
         out.seek(0)
         err.seek(0)
