@@ -16,7 +16,8 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from common.rate import flop_per_token, matrix_rate
 from common.report import Section, command_line, publish
 from common.shapes import BASE, TINY2, random_bert
 from common.sides import FROZEN, Experiment, absent, add_inputs, run_peer, run_project
+from common.timing import ratios, take_turns
 from transformers import BertConfig
 
 from kinopoisk_ft.training.precision import DTYPES, Precision
@@ -77,7 +79,9 @@ def main() -> int:
     works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in names}
     rows = [row for name, work in works.items() for row in compare(name, work, args)]
     remark = (
-        "Batches of 16. Seconds: training, the median over rounds. MiB: peak memory of the process."
+        f"Batches of 16. Rounds: {args.rounds}; in each, both sides run as whole processes, in "
+        "alternating order. Seconds: training, with its validation and checkpoints; the median. "
+        "MiB: peak memory of the process in all rounds; of the project, from tokenizing on."
     )
     section = Section("Training", NOTE, rows)
     publish("Comparison with a Hugging Face Trainer", [section], args, remark)
@@ -93,7 +97,10 @@ NOTE = (
     "and e5-head (all layers frozen, 5 epochs), the project runs the frozen layers once "
     "(`trainer.prefix_cache=fp16`): its seconds include this pass, and its evaluation starts from "
     "the cached states, too. In the last layer, the project computes only the token that the head "
-    "reads. Ratios are peer / project. `share of matrix rate`: the FLOPs of the linear layers on "
+    "reads. The project keeps freed memory in the process, which is its default; the peer has the "
+    "defaults of glibc, as a user would run it. Ratios are peer / project: the median, and for "
+    "training also the minimum and maximum, over rounds. The evaluation ratio is about the test "
+    "reviews. `share of matrix rate`: the FLOPs of the linear layers on "
     "real tokens in a training step of the project, divided by the FLOPs that products of 4096 x "
     "4096 matrices in the same precision reach in the same time. Both sides train a new pooler and "
     "classifier with the learning rate of all other weights; the peer's LoRA does not train the "
@@ -102,44 +109,51 @@ NOTE = (
 )
 
 
-def rate(kind: str) -> float:
-    """Return the FLOP/s of matrix products in a precision."""
-    return matrix_rate(DTYPES[kind])
-
-
 def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run the peer and the project alternately on one work; yield a row for each precision."""
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
         if work.shape:
             model = random_bert(work.shape, args.model, Path(folder), work.max_length)
-        peers: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.precisions}
-        ours: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.precisions}
-        rates = dict.fromkeys(args.precisions, 0.0)
-        for number, kind in enumerate(args.precisions * args.rounds):
-            for side in ("peer", "project")[:: -1 if number % 2 else 1]:
-                if side == "peer":
-                    peers[kind].append(run_peer(work, model, args.data, kind))
-                    continue
-                # The speed of the machine changes from minute to minute: measure it twice.
-                before = rate(kind)
-                ours[kind].append(run_project(work, model, args.data, kind))
-                rates[kind] = max(rates[kind], before, rate(kind))
         flop = flop_per_token(BertConfig.from_pretrained(model), work)
-    for kind in args.precisions:
-        row: dict[str, Any] = {"work": name, "precision": kind}
-        for key, label in (("seconds", "training"), ("eval_seconds", "evaluation")):
-            theirs, mine = (statistics.median(r[key] for r in x[kind]) for x in (peers, ours))
-            if label == "training":
-                row |= {"peer s": round(theirs, 1), "project s": round(mine, 1)}
-            row |= {f"{label} ratio": round(theirs / mine, 2)}
-        tokens = statistics.median(run["tokens_per_second"] for run in ours[kind])
-        share = flop * tokens / rates[kind]
-        row |= {"share of matrix rate": round(share, 2) if share else "-"}
-        row |= {f"{side} MiB": round(max(run["mib"] for run in runs[kind]))
-                for side, runs in (("peer", peers), ("project", ours))}  # fmt: skip
-        print(json.dumps(row), file=sys.stderr)
-        yield row
+        for kind in args.precisions:
+            inputs = (work, model, args.data, kind)
+            turns = {"peer": partial(run_peer, *inputs), "project": partial(run_rated, *inputs)}
+            runs = take_turns(turns, args.rounds)
+            row = {"work": name, "precision": kind, **describe(runs["peer"], runs["project"], flop)}
+            print(json.dumps(row), file=sys.stderr)
+            yield row
+
+
+def run_rated(work: Experiment, model: Path, data: Path, kind: str) -> dict[str, float]:
+    """Run the project; also return the FLOP/s of matrix products in the same precision."""
+    # The speed of the machine changes from minute to minute: measure it twice.
+    before = matrix_rate(DTYPES[kind])
+    run = run_project(work, model, data, kind)
+    return run | {"matrix_rate": max(before, matrix_rate(DTYPES[kind]))}
+
+
+def describe(
+    peer: Sequence[dict[str, float]], project: Sequence[dict[str, float]], flop: int
+) -> dict[str, Any]:
+    """Return the columns of a row from the runs of both sides, one per round."""
+    seconds, tested = (
+        [[run[key] for run in runs] for runs in (peer, project)]
+        for key in ("seconds", "eval_seconds")
+    )
+    training = ratios(*seconds)
+    shares = [flop * run["tokens_per_second"] / run["matrix_rate"] for run in project]
+    return {
+        "peer s": statistics.median(seconds[0]),
+        "project s": statistics.median(seconds[1]),
+        "training ratio": training["ratio"],
+        "min": training["min"],
+        "max": training["max"],
+        "evaluation ratio": ratios(*tested)["ratio"],
+        "share of matrix rate": statistics.median(shares) or None,
+        "peer MiB": round(max(run["mib"] for run in peer)),
+        "project MiB": round(max(run["mib"] for run in project)),
+    }
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 Job = Callable[[], object]
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 def alternate(ways: Mapping[str, Job], rounds: int, turn: float = 0.2) -> dict[str, list[float]]:
@@ -20,13 +23,13 @@ def alternate(ways: Mapping[str, Job], rounds: int, turn: float = 0.2) -> dict[s
     return take_turns({name: partial(take_turn, job, turn) for name, job in ways.items()}, rounds)
 
 
-def take_turns(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call the turns, every second round in reverse order; return one figure per round."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
+def take_turns(turns: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
+    """Call the turns, every second round in reverse order; return what they returned, per round."""
+    found: dict[K, list[T]] = {name: [] for name in turns}
     for number in range(rounds):
         for name in list(turns)[:: -1 if number % 2 else 1]:
-            seconds[name].append(turns[name]())
-    return seconds
+            found[name].append(turns[name]())
+    return found
 
 
 def take_turn(job: Job, turn: float) -> float:

@@ -29,6 +29,27 @@ def arguments(**options: Any) -> argparse.Namespace:
     return argparse.Namespace(model=Path("model"), data=Path("data"), quick=False, **options)
 
 
+def test_each_precision_of_the_comparison_alternates(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = import_module("peer")
+    calls: list[str] = []
+
+    def run(side: str, *inputs: Any) -> dict[str, float]:
+        calls.append(f"{side} {inputs[-1]}")
+        return dict.fromkeys(("seconds", "eval_seconds", "mib", "tokens_per_second"), 1.0)
+
+    for side in ("peer", "project"):
+        monkeypatch.setattr(peer, f"run_{side}", lambda *inputs, side=side: run(side, *inputs))
+    monkeypatch.setattr(peer, "matrix_rate", lambda dtype: 1.0)
+    monkeypatch.setattr(peer, "flop_per_token", lambda *_: 1)
+    monkeypatch.setattr(peer.BertConfig, "from_pretrained", lambda _: None)
+    kinds = ["fp32", "bf16"]
+    rows = list(peer.compare("e5-full", peer.QUICK, arguments(precisions=kinds, rounds=2)))
+    assert [row["precision"] for row in rows] == kinds
+    for kind in kinds:
+        sides = [call.split()[0] for call in calls if call.endswith(kind)]
+        assert sides == ["peer", "project", "project", "peer"]
+
+
 def test_the_peak_memory_of_a_side_does_not_include_the_benchmark() -> None:
     sides = import_module("common.sides")
     size = 2**29
