@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.report import Section, command_line, publish
-from common.sides import absent, add_inputs, read_metrics
+from common.report import Section
+from common.sides import publish_table, read_metrics
 
 REMARK = "All settings are the project's defaults."
 STAGES = {
@@ -31,16 +31,6 @@ STAGES = {
     "eval": "test",
     "save": "writing the model folder",
 }
-
-
-def main() -> int:
-    """Run the command line; return the exit code."""
-    parser = command_line(__doc__)
-    add_inputs(parser)
-    args = parser.parse_args()
-    if not absent(args):
-        publish("Stages of a run", [measure(args)], args, REMARK)
-    return 0
 
 
 def measure(args: argparse.Namespace) -> Section:
@@ -83,4 +73,4 @@ def _seconds(folder: str, module: str, *arguments: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish_table(__doc__, "Stages of a run", measure, REMARK))

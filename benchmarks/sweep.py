@@ -2,23 +2,25 @@
 
     python benchmarks/sweep.py --json sweep.json --markdown sweep.md
 
-Both train five approaches with three seeds on the same real reviews. The sweep is one process, so
-it imports its packages once. Both share tokens and the states of frozen layers through the disk.
+Both train five approaches with two seeds on the same real reviews. The sweep is one process, so it
+imports its packages once. Both share tokens and the states of frozen layers through the disk.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common.report import Section, command_line, publish
-from common.sides import absent, add_inputs, run_process
+from common.report import Section
+from common.sides import publish_table, run_process
+from common.timing import ratios, take_turns
 
 APPROACHES = {
     "full": "none",
@@ -28,47 +30,40 @@ APPROACHES = {
     "head": "head",
 }
 CACHED = ("frozen", "head")
-SEEDS = ("0", "1", "2")
-
-
-def main() -> int:
-    """Run the command line; return the exit code."""
-    parser = command_line(__doc__)
-    add_inputs(parser)
-    args = parser.parse_args()
-    if not absent(args):
-        publish("A sweep and single runs", [compare(args)], args, "All other settings: defaults.")
-    return 0
+SEEDS = ("0", "1")
+SINGLE, SWEEP = "single commands", "one sweep"
 
 
 def compare(args: argparse.Namespace) -> Section:
-    """Run the single commands, then the sweep; return a section with a row for each."""
-    names, seeds = list(APPROACHES), list(SEEDS)
-    limit = 300
+    """Run the single commands and the sweep alternately; return a section with a row for each."""
+    names, seeds, limit, rounds = list(APPROACHES), list(SEEDS), 300, 2
     if args.quick:
-        names, seeds, limit = ["head"], seeds[:2], 100
+        names, limit, rounds = ["head"], 100, 1
     common = ["model=encoder", f"model.name={args.model}", f"data.path={args.data}",
               f"data.limit={limit}", "data.max_length=128", "trainer.epochs=1"]  # fmt: skip
-    taken = {"single commands": 0.0, "one sweep": 0.0}
+    single = [
+        [*common, f"experiment={name}", f"seed={seed}"] for name, seed in product(names, seeds)
+    ]
+    sweep = [["-m", *common, f"experiment={','.join(names)}", f"seed={','.join(seeds)}"]]
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             write_experiment(Path(folder), name)
         # The first process reads the packages from the disk; it is not counted.
-        train(Path(folder), "warm", "run", [*common, f"experiment={names[-1]}"])
-        for name, seed in product(names, seeds):
-            one = [*common, f"experiment={name}", f"seed={seed}"]
-            taken["single commands"] += train(Path(folder), "single", f"{name}-{seed}", one)
-        listed = [f"experiment={','.join(names)}", f"seed={','.join(seeds)}"]
-        taken["one sweep"] = train(Path(folder), "sweep", "study", ["-m", *common, *listed])
-    single = taken["single commands"]
+        train(folder, single[-1:])
+        turns = {SINGLE: partial(train, folder, single), SWEEP: partial(train, folder, sweep)}
+        seconds = take_turns(turns, rounds)
     rows: list[dict[str, Any]] = [
-        {"way": way, "runs": len(names) * len(seeds), "seconds": seconds, "ratio": seconds / single}
-        for way, seconds in taken.items()
-    ]
+        {"way": way, "runs": len(single), "seconds": statistics.median(taken),
+         **ratios(taken, seconds[SINGLE])}
+        for way, taken in seconds.items()
+    ]  # fmt: skip
     note = (
         f"e5-small-ru with {', '.join(f'adapter={APPROACHES[n]}' for n in names)}; seeds "
         f"{', '.join(seeds)}; {limit} reviews of up to 128 tokens, one epoch with validation and "
-        "test, a saved model for each run. Frozen layers run once (`trainer.prefix_cache=fp16`)."
+        "test, a saved model for each run. Frozen layers run once (`trainer.prefix_cache=fp16`). "
+        "Seconds: from the start of the first command to the end of the last one, the median of "
+        f"{rounds} rounds. `ratio`: relative to single commands; median, minimum and maximum. Both "
+        "ways start each round with an empty cache and an empty MLflow store."
     )
     return Section("The same runs, one after another", note, rows)
 
@@ -81,15 +76,18 @@ def write_experiment(folder: Path, name: str) -> None:
     file.write_text(text + ("trainer:\n  prefix_cache: fp16\n" if name in CACHED else ""))
 
 
-def train(folder: Path, way: str, output: str, arguments: list[str]) -> float:
-    """Run one command of a way; both ways start with an empty cache. Return its seconds."""
-    command = [sys.executable, "-m", "kinopoisk_ft", *arguments, f"--config-dir={folder}/conf",
-               f"tracking.uri=sqlite:///{folder}/{way}.db",
-               f"output_dir={folder}/{way}/{output}"]  # fmt: skip
-    start = time.perf_counter()
-    run_process(command, {**os.environ, "KINOPOISK_FT_CACHE": f"{folder}/cache-{way}"})
-    return time.perf_counter() - start
+def train(folder: str, commands: list[list[str]]) -> float:
+    """Run commands, which share an empty cache and an empty store; return their seconds."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        start = time.perf_counter()
+        for number, arguments in enumerate(commands):
+            command = [sys.executable, "-m", "kinopoisk_ft", *arguments,
+                       f"--config-dir={folder}/conf", f"tracking.uri=sqlite:///{own}/mlflow.db",
+                       f"output_dir={own}/{number}"]  # fmt: skip
+            run_process(command, {"KINOPOISK_FT_CACHE": f"{own}/cache"})
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    remark = "All other settings: defaults."
+    sys.exit(publish_table(__doc__, "A sweep and single runs", compare, remark))

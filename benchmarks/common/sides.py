@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from common.report import Section, command_line, publish
 from common.shapes import Shape
 from kinopoisk_ft.tracking.mlflow_names import flat_metrics
 from kinopoisk_ft.training.device import reset_peak_memory
@@ -66,6 +67,18 @@ def absent(args: argparse.Namespace) -> bool:
     if missing:
         print(f"skipped: {missing[0]} does not exist; give --model and --data")
     return bool(missing)
+
+
+def publish_table(
+    description: str, title: str, measure: Callable[[argparse.Namespace], Section], remark: str
+) -> int:
+    """Run the command line of a benchmark with one table about real reviews; return exit code 0."""
+    parser = command_line(description)
+    add_inputs(parser)
+    args = parser.parse_args()
+    if not absent(args):
+        publish(title, [measure(args)], args, remark)
+    return 0
 
 
 def run_peer(

@@ -50,6 +50,51 @@ def test_each_precision_of_the_comparison_alternates(monkeypatch: pytest.MonkeyP
         assert sides == ["peer", "project", "project", "peer"]
 
 
+def test_single_commands_and_sweeps_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = import_module("sweep")
+    counts: list[int] = []
+
+    def train(_: str, commands: list[list[str]]) -> float:
+        counts.append(len(commands))
+        return 1.0
+
+    monkeypatch.setattr(sweep, "train", train)
+    assert [row["runs"] for row in sweep.compare(arguments()).rows] == [10, 10]
+    # The first command is a warm-up.
+    assert counts == [1, 10, 1, 1, 10]
+
+
+def test_one_window_and_all_windows_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = import_module("windows")
+    reads: list[str] = []
+
+    def run(work: Any, *_: Any) -> dict[str, float]:
+        reads.append(work.project[0].partition("=")[2])
+        return {"tokens_per_second": 1.0, "mib": 1.0}
+
+    monkeypatch.setattr(windows, "run_project", run)
+    windows.compare(arguments())
+    assert reads == ["head", "windows", "windows", "head", "head", "windows"]
+
+
+def test_commands_of_a_round_share_a_new_cache_and_a_new_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = import_module("sweep")
+    used: list[tuple[str, ...]] = []
+
+    def run(command: list[str], environment: dict[str, str]) -> None:
+        store = next(x for x in command if x.startswith("tracking.uri"))
+        used.append((environment["KINOPOISK_FT_CACHE"], store))
+
+    monkeypatch.setattr(sweep, "run_process", run)
+    for _ in range(2):
+        sweep.train(str(tmp_path), [["seed=0"], ["seed=1"]])
+    assert used[0] == used[1]
+    assert used[2] == used[3]
+    assert not set(used[0]) & set(used[2])
+
+
 def test_the_peak_memory_of_a_side_does_not_include_the_benchmark() -> None:
     sides = import_module("common.sides")
     size = 2**29
