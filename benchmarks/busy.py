@@ -1,4 +1,4 @@
-"""Compare training steps on a quiet machine, next to a busy process, and of two jobs at once.
+"""Compare training steps on a quiet machine, next to a busy process, and of several jobs at once.
 
     python benchmarks/busy.py --json busy.json --markdown busy.md
 
@@ -9,29 +9,32 @@ the others wait for the thread that lost it. The settings decide how long they l
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import torch
-from common.children import child_figures
 from common.report import Section, command_line, publish
 from common.shapes import SMALL, TINY2
-from common.training_step import time_steps
+from common.timing import ratios, take_turns
+from common.training_step import VOCABULARY, time_steps
 
 BATCH, LENGTH = 16, 256
 SHAPES = {"tiny2": TINY2, "e5": SMALL}
-SETTINGS = {
-    "libgomp's default": {"GOMP_SPINCOUNT": "300000"},
+CORES = os.cpu_count() or 1
+SETTINGS: dict[str, dict[str, str]] = {
+    # 300,000 loops.
+    "libgomp's default": {},
     **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (30_000, 10_000, 1_000)},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
+# The other process ends with this one, even if this one is killed.
+OTHER = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(100_000))"
 
 
 @contextmanager
@@ -40,55 +43,72 @@ def occupy_core(busy: bool) -> Iterator[None]:
     if not busy:
         yield
         return
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+    with subprocess.Popen([sys.executable, "-c", OTHER, str(os.getpid())]) as other:
         try:
             yield
         finally:
             other.kill()
 
 
-def step_seconds(shape: str, steps: int, environment: dict[str, str]) -> float:
-    """Return the median seconds of a step in a new process."""
-    found = child_figures(__file__, "--child", shape, str(steps), **environment)
-    return float(found["seconds"])
+def step_seconds(
+    shape: str, steps: int, jobs: int = 1, threads: int = CORES, **settings: str
+) -> float:
+    """Start new processes that begin their steps together; return the median seconds of a step."""
+    command = [sys.executable, __file__, "--child", shape, str(steps)]
+    # Settings of the caller would apply to some of the compared ways only.
+    own = {name: value for name, value in os.environ.items() if "OMP_" not in name}
+    own |= {"OMP_NUM_THREADS": str(threads), **settings}
+    pipe = subprocess.PIPE
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                subprocess.Popen(command, env=own, text=True, stdin=pipe, stdout=pipe)
+            )
+            for _ in range(jobs)
+        ]
+        # A child prints a line when it is ready, and continues when it has read a line.
+        for child in children:
+            child.stdout.readline()
+        for child in children:
+            print(file=child.stdin, flush=True)
+        return statistics.median(float(child.stdout.read()) for child in children)
 
 
-def compare_settings(names: list[str], rounds: int, steps: int) -> list[dict[str, Any]]:
+def compare_settings(names: Sequence[str], rounds: int, steps: int) -> list[dict[str, Any]]:
     """Time all settings alternately, quiet and busy; return a row for each."""
-    found: dict[tuple[str, bool], list[float]] = {(n, b): [] for n in names for b in (False, True)}
-    for number in range(rounds):
-        for way in list(found)[:: -1 if number % 2 else 1]:
-            with occupy_core(way[1]):
-                found[way].append(step_seconds("e5", steps, SETTINGS[way[0]]))
-    default = statistics.median(found[names[0], False])
-    rows = []
+
+    def turn(name: str, busy: bool) -> float:
+        with occupy_core(busy):
+            return step_seconds("e5", steps, **SETTINGS[name])
+
+    ways = [(name, busy) for name in names for busy in (False, True)]
+    found = take_turns({way: partial(turn, *way) for way in ways}, rounds)
+    default = found[names[0], False]
+    rows: list[dict[str, Any]] = []
     for name in names:
-        quiet, busy = (statistics.median(found[name, state]) for state in (False, True))
-        rows.append(
-            {"setting": name, "quiet s": quiet, "busy s": busy, "busy / quiet": busy / quiet,
-             "quiet / default": quiet / default, "busy min": min(found[name, True]),
-             "busy max": max(found[name, True])}
-        )  # fmt: skip
+        quiet, busy = found[name, False], found[name, True]
+        rows.append({"setting": name, "quiet s": statistics.median(quiet), "quiet min": min(quiet),
+                     "quiet max": max(quiet), "busy s": statistics.median(busy),
+                     "busy min": min(busy), "busy max": max(busy),
+                     "busy / quiet": ratios(busy, quiet)["ratio"],
+                     "quiet / default": ratios(quiet, default)["ratio"]})  # fmt: skip
     return rows
 
 
-def compare_jobs(shapes: list[str], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Time one job with all threads, and one job per core with a thread each; return the rows."""
-    cores = torch.get_num_threads()
-    rows = []
+def compare_jobs(shapes: Sequence[str], rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Time one job with a thread per core, and one job per core with a thread each."""
+    rows: list[dict[str, Any]] = []
     for shape in shapes:
-        alone, shared = [], []
-        for _ in range(rounds):
-            alone.append(step_seconds(shape, steps, {}))
-            with ThreadPoolExecutor(cores) as pool:
-                calls = [
-                    pool.submit(step_seconds, shape, steps, {"OMP_NUM_THREADS": "1"})
-                    for _ in range(cores)
-                ]
-                shared += [call.result() for call in calls]
-        one, each = statistics.median(alone), statistics.median(shared)
-        rows.append({"model": shape, "one job: s": one, f"{cores} jobs: s": each,
-                     "throughput ratio": cores * one / each})  # fmt: skip
+        counts = {1: CORES, CORES: 1}
+        turns = {n: partial(step_seconds, shape, steps, n, counts[n]) for n in counts}
+        found = take_turns(turns, rounds)
+        rows += [
+            {"model": shape, "jobs": jobs, "threads of each": threads,
+             "step s": statistics.median(found[jobs]), "min": min(found[jobs]),
+             "max": max(found[jobs]),
+             "throughput": jobs * ratios(found[1], found[jobs])["ratio"]}
+            for jobs, threads in counts.items()
+        ]  # fmt: skip
     return rows
 
 
@@ -98,25 +118,28 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     if args.child:
-        seconds = time_steps(SHAPES[args.child[0]], [], BATCH, LENGTH, int(args.child[1]))
-        print(json.dumps({"seconds": seconds}))
+        shape, steps = SHAPES[args.child[0]], int(args.child[1])
+        print(time_steps(shape, [], BATCH, LENGTH, steps, lambda: input("ready\n")))
         return
     names, shapes = list(SETTINGS), list(SHAPES)
     rounds, steps = (1, 2) if args.quick else (2, 3)
     sections = [
         Section(
             "Quiet and busy",
-            f"BERT in the shape of e5-small in fp32, all weights, batches of {BATCH} x {LENGTH} "
-            "tokens. Seconds: the median over starts of each start's median step. Busy: one other "
-            "process computes without a pause. If it gets half of one of two cores, a step takes "
-            "at least 1.33 times as long; if all three threads get the same share, 1.5 times.",
+            f"A BERT of transformers in the shape of e5-small (12 layers of width 384), but with "
+            f"{VOCABULARY:,} tokens in the vocabulary, in fp32. A step trains all weights on a "
+            f"batch of {BATCH} x {LENGTH} tokens, with the project's loop. Seconds: median, "
+            f"minimum and maximum of {rounds} starts, of each start's median of {steps} steps "
+            "after the warm-up. Busy: one other process computes without a pause. On two cores, a "
+            "step takes at least 1.33 times as long if this process gets half of one core, and 1.5 "
+            "times if all three threads get the same share. Ratios are medians over the starts.",
             compare_settings(names[:2] if args.quick else names, rounds, steps),
         ),
         Section(
             "Several jobs at once",
             "The same step in one job with a thread per core, and in one job per core with one "
-            "thread each. `throughput ratio`: steps per second of all jobs together, relative to "
-            "the one job. tiny2 has 3 layers of width 312, e5 12 of width 384.",
+            "thread each; these jobs begin their steps together. tiny2 has 3 layers of width 312. "
+            "`throughput`: steps per second of all jobs together, relative to the one job.",
             compare_jobs(shapes[:1] if args.quick else shapes, rounds, steps),
         ),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from hydra import compose, initialize_config_dir
@@ -21,12 +21,20 @@ VOCABULARY = 30_000
 WARM = 2
 
 
-def time_steps(shape: Shape, settings: Sequence[str], batch: int, length: int, steps: int) -> float:
+def time_steps(
+    shape: Shape,
+    settings: Sequence[str],
+    batch: int,
+    length: int,
+    steps: int,
+    ready: Callable[[], object] = lambda: None,
+) -> float:
     """Return the median seconds of a training step in fp32 on a CPU, in this process.
 
     Args:
         settings: more overrides of the config.
         batch, length: reviews in a batch, and tokens in each review.
+        ready: called between the warm-up and the timed steps.
     """
     fixed = ["trainer.device=cpu", "trainer.precision=fp32", f"trainer.batch_size={batch}"]
     with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
@@ -41,8 +49,12 @@ def time_steps(shape: Shape, settings: Sequence[str], batch: int, length: int, s
     state = trainer._setup(model, objective, precision, (), batch * (steps + WARM), clock)
     inputs = objective.collate(examples, np.arange(batch), rng)
     seconds = []
-    for _ in range(steps + WARM):
-        start = time.perf_counter()
-        trainer._step(state, [inputs], lambda _: None)
-        seconds.append(time.perf_counter() - start)
+    # As in `Trainer.fit`, the project's dropout and attention replace PyTorch's.
+    with trainer._accelerate(model, precision):
+        for number in range(WARM + steps):
+            if number == WARM:
+                ready()
+            start = time.perf_counter()
+            trainer._step(state, [inputs], lambda _: None)
+            seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARM:])

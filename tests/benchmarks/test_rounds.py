@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +95,48 @@ def test_commands_of_a_round_share_a_new_cache_and_a_new_store(
     assert used[0] == used[1]
     assert used[2] == used[3]
     assert not set(used[0]) & set(used[2])
+
+
+def test_jobs_of_a_round_begin_their_steps_together(
+    busy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, pathlib\n"
+        "folder = pathlib.Path(__file__).with_name('ready')\n"
+        "(folder / str(os.getpid())).touch()\n"
+        "input('ready\\n')\n"
+        "assert 'OMP_WAIT_POLICY' not in os.environ\n"
+        "print(len(list(folder.iterdir())) * int(os.environ['OMP_NUM_THREADS']))\n"
+    )
+    (tmp_path / "ready").mkdir()
+    monkeypatch.setattr(busy, "__file__", str(child))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert busy.step_seconds("e5", 3, jobs=2, threads=5) == 10
+
+
+def test_the_busy_process_ends_with_the_benchmark(busy: ModuleType) -> None:
+    start = (
+        "import os, subprocess, sys\n"
+        "other = [sys.executable, '-c', sys.argv[1], str(os.getpid())]\n"
+        "print(subprocess.Popen(other, stdout=subprocess.DEVNULL).pid, flush=True)\n"
+        "os._exit(1)\n"
+    )
+    command = [sys.executable, "-c", start, busy.OTHER]
+    pid = int(subprocess.run(command, capture_output=True, text=True).stdout)
+    for _ in range(200):
+        if not runs(pid):
+            return
+        time.sleep(0.1)
+    pytest.fail("the busy process still runs")
+
+
+def runs(pid: int) -> bool:
+    # In some containers, nobody collects the exit status of orphans.
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_peak_memory_of_a_side_does_not_include_the_benchmark() -> None:
