@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import runpy
 import socket
 import subprocess
 import sys
@@ -65,6 +66,22 @@ def test_each_fault_is_recorded_once(name: str, tmp_path: Path) -> None:
     assert FAULTS[name][1] in error.read_text().partition("\n")[0]
     assert (error.parent / "buffer.bin").read_bytes() == bytes(64)
     assert (tmp_path / "executions").read_text() == "2"
+
+
+def test_only_new_errors_make_the_command_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "fuzz"))
+    import worker
+
+    results = tmp_path / "results.json"
+    old = {"target": "texts", "executions": 1, "coverage": 1.0, "errors": ["KeyError"],
+           "minutes": 1, "commit": "a"}  # fmt: skip
+    results.write_text(json.dumps([old]))
+    monkeypatch.setattr(worker, "preload", lambda: None)
+    monkeypatch.setattr("sys.argv", ["fuzz", "--minutes", "0", "--json", str(results)])
+    assert runpy.run_path(str(ROOT / "tools/fuzz/__main__.py"))["main"]() == 0
+    assert json.loads(results.read_text()) == [old]
 
 
 @pytest.mark.slow

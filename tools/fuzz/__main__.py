@@ -68,21 +68,20 @@ def main() -> int:
         shutil.rmtree(folder / "replay", ignore_errors=True)
         run_worker(lambda: Runner(names[0], folder / "replay").run(args.replay.read_bytes()))
         return show_errors(folder / "replay")
-    results = []
+    new = []
     for name in names if args.minutes else ():
-        results.append(fuzz(name, args.out / name, args.minutes, args.seed))
-        print(json.dumps(results[-1], ensure_ascii=False), flush=True)
+        new.append(fuzz(name, args.out / name, args.minutes, args.seed))
+        print(json.dumps(new[-1], ensure_ascii=False), flush=True)
+    known = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     if args.json:
-        known = json.loads(args.json.read_text()) if args.json.exists() else []
-        args.json.write_text(json.dumps(known + results, indent=1, ensure_ascii=False) + "\n")
-        results = known + results
-    table = make_table(results)
+        args.json.write_text(json.dumps(known + new, indent=1, ensure_ascii=False) + "\n")
+    table = make_table(known + new)
     print(table)
     if args.markdown:
         before, _, rest = args.markdown.read_text("utf-8").partition(START)
         after = rest.partition(END)[2]
         args.markdown.write_text(f"{before}{START}\n\n{table}\n\n{END}{after}", "utf-8")
-    return int(any(result["errors"] for result in results[-len(names) :]))
+    return int(any(result["errors"] for result in new))
 
 
 def fuzz(name: str, out: Path, minutes: float, seed: int) -> dict[str, Any]:
