@@ -51,10 +51,12 @@ def main() -> int:
         return 0
     seeds = SEEDS[:1] if args.quick else SEEDS
     rows = [row for name in args.approaches for row in compare(name, seeds, args)]
+    work = choose_work(args.approaches[0], args.quick)
     note = (
-        "The first 2,000 reviews that are not neutral (1,280 train, 320 validation, 400 test), "
-        f"{TOKENS} tokens, batches of 16, 3 epochs, fp32; seeds {', '.join(map(str, seeds))}. "
-        "Test scores of the epoch with the best validation score; ±: standard deviation over seeds."
+        f"The first {work.limit:,} reviews that are not neutral (64% train, 16% validation, 20% "
+        f"test), {work.max_length} tokens, batches of 16, epochs: {work.epochs}, fp32; seeds "
+        f"{', '.join(map(str, seeds))}. Test scores of the epoch with the best validation score; "
+        "±: standard deviation over seeds."
     )
     remark = (
         "Both sides have the same learning rates (1e-4 for full fine-tuning, 2e-3 for LoRA, 5e-4 "
@@ -66,14 +68,17 @@ def main() -> int:
     return 0
 
 
+def choose_work(name: str, quick: bool) -> Experiment:
+    """Return the settings of an approach; `limit`, `max_length` and `epochs` are those of all."""
+    return replace(WORKS[name], limit=100, epochs=1, max_length=32) if quick else WORKS[name]
+
+
 def compare(name: str, seeds: tuple[int, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run both sides of an approach with each seed; return a row for each side."""
     sides = (PROJECT, CACHED) if name == "freeze" else (PEER, PROJECT)
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for seed in seeds:
-        work = replace(WORKS[name], seed=seed)
-        if args.quick:
-            work = replace(work, limit=100, epochs=1, max_length=32)
+        work = replace(choose_work(name, args.quick), seed=seed)
         for side, runs in found.items():
             kept = args.runs / f"{name}-{seed}-{side}{'-quick' * args.quick}.json"
             runs.append(load_or_run(kept, side, work, args))

@@ -1,4 +1,4 @@
-"""Test that the quality benchmark reuses finished runs only of the same inputs and code."""
+"""Test the quality benchmark: which finished runs it reuses, and what it says about them."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def test_a_finished_run_is_reused_only_with_the_same_inputs(
     changes.get(change, lambda: paths[change].write_text("after!"))()
     assert script.compare("full", (0,), args) != first
     assert calls == 2 * [script.PEER, script.PROJECT]
+
+
+def test_the_note_of_a_quick_call_has_its_settings(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(script, "absent", lambda args: False)
+    monkeypatch.setattr(script, "compare", lambda *_: [])
+    monkeypatch.setattr(script, "publish", lambda _, sections, *__: notes.append(sections[0].note))
+    for options, settings in ((["--quick"], ("100 reviews", "32 tokens", "epochs: 1")),
+                              ([], ("2,000 reviews", "64 tokens", "epochs: 3"))):  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["quality.py", *options])
+        script.main()
+        assert all(part in notes[-1] for part in settings)
