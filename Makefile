@@ -95,7 +95,7 @@ types: $(STAMP) ## mypy
 audit: $(STAMP) ## known vulnerabilities (needs the package index) and licences of the pinned packages
 	$(BIN)/python .ci/audit.py
 
-bench: $(STAMP) ## the comparison with a Hugging Face Trainer in full, the other benchmarks quickly
+bench: $(STAMP) ## the comparison with a Hugging Face Trainer in full (replaces results/peer.*), the others quickly
 	$(BIN)/python benchmarks/peer.py --rounds $(ROUNDS) \
 		--json benchmarks/results/peer.json --markdown benchmarks/results/peer.md
 	for script in $(filter-out %/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done
@@ -103,7 +103,7 @@ bench: $(STAMP) ## the comparison with a Hugging Face Trainer in full, the other
 chaos: $(STAMP) ## kill and disturb small runs in many ways, and check that nothing is lost; MINUTES=20 SEED=1
 	OMP_NUM_THREADS=1 $(BIN)/python tools/chaos --minutes $(MINUTES) --seed $(SEED)
 
-fuzz: $(STAMP) ## try damaged and hostile files, and check that each is read or refused; MINUTES=10 SEED=1
+fuzz: $(STAMP) ## try damaged and hostile files, and check that each is read or refused; MINUTES=20 for each kind, SEED=1
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz --minutes $(MINUTES) --seed $(SEED)
 
 gpu-check: $(STAMP) ## tests and speed on a GPU in ten minutes; DEVICE=cpu rehearses it without a GPU
