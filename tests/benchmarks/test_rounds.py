@@ -71,12 +71,22 @@ def test_one_window_and_all_windows_alternate(monkeypatch: pytest.MonkeyPatch) -
     reads: list[str] = []
 
     def run(work: Any, *_: Any) -> dict[str, float]:
-        reads.append(work.project[0].partition("=")[2])
+        reads.append(work.project[-1].partition("=")[2])
         return {"tokens_per_second": 1.0, "mib": 1.0}
 
     monkeypatch.setattr(windows, "run_project", run)
     windows.compare(arguments())
     assert reads == ["head", "windows", "windows", "head", "head", "windows"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_windows_runs(tmp_path: Path) -> None:
+    windows, flags = import_module("windows"), import_module("common.equal_flags")
+    data, model = flags.write_inputs(tmp_path, flags.SIZES["cpu"])
+    args = argparse.Namespace(model=model, data=data, quick=True)
+    one, every = windows.compare(args).rows
+    assert one["time per token, ratio"] == 1
+    assert every["tokens per second"] > 0
 
 
 def test_commands_of_a_round_share_a_new_cache_and_a_new_store(
