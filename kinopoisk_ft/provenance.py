@@ -121,8 +121,10 @@ def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _find_files(config: dict[str, Any]) -> set[tuple[str, Path]]:
     # Other groups may also contain paths, for example of a store, which do not change the result.
     texts = {text for group in NAME_GROUPS for _, text in _iterate_strings(config[group]) if text}
-    # `Path.exists` would raise an error for strings that are longer than a file name can be.
-    return {(text, Path(text)) for text in texts if os.path.exists(text)}
+    # Data sets expand ~, too. `Path.exists` would raise an error for strings that are longer than a
+    # file name can be.
+    paths = {text: os.path.expanduser(text) for text in texts}
+    return {(text, Path(path)) for text, path in paths.items() if os.path.exists(path)}
 
 
 def _find_targets(config: dict[str, Any]) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
     Raises:
         UserError: the file cannot be read completely, or has no rows.
     """
-    path = Path(path).expanduser()
+    # Unlike `Path.expanduser`, this accepts the name of an unknown user, such as "~nobody".
+    path = Path(os.path.expanduser(path))
     data = _read_bytes(path)
     suffix = find_suffix(path)
     if suffix.endswith(".gz"):

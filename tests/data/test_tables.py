@@ -108,6 +108,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the file does not exist") as caught:
         read_table(tmp_path / "none.jsonl")
     assert caught.value.where == str(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="the file does not exist"):
+        read_table("~no_such_user/none.jsonl")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_table(tmp_path)
 

@@ -221,6 +221,17 @@ def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.M
     assert identity() != first
 
 
+def test_identity_covers_a_file_in_the_home_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("USERPROFILE", str(place))
+    first = identity("data.path='~/reviews.jsonl'")
+    write_reviews(place, 82)
+    assert identity("data.path='~/reviews.jsonl'") != first
+    write_reviews(place)
+
+
 def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "a.py"
