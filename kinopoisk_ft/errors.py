@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from kinopoisk_ft.text import replace_controls
+from kinopoisk_ft.text import hide_password, replace_controls
 
 
 class UserError(Exception):
@@ -58,8 +58,12 @@ def check_positive(value: float | None, option: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error message, or the type of an error without a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an error message, or the type of an error without a message.
+
+    Passwords in URIs are hidden.
+    """
+    # MLflow, for example, quotes the URI of the store.
+    return hide_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def install_extra(extra: str) -> str:

@@ -24,6 +24,17 @@ _PATH = re.compile(r"""(?<![\w.:/\\~-])(?:file://|sqlite:///)?(?:\.\.|~[^/\\"',]
                    [^"',\[\]{}]*""", re.VERBOSE)  # fmt: skip
 
 
+# The password in `scheme://user:password@host` or in `?password=…`. A port such as 5000 is not one.
+_PASSWORD = re.compile(
+    r"(://[^\s/:@]*:)(?!\d+/)\S*(?=@)|([?&](?:password|pwd)=)[^\s&]+", re.IGNORECASE
+)
+
+
+def hide_password(text: str) -> str:
+    """Replace the password in each URI of a text with asterisks."""
+    return _PASSWORD.sub(lambda match: f"{match[1] or match[2]}***", text)
+
+
 def replace_controls(text: str) -> str:
     """Replace control characters with U+FFFD, except tabs and line feeds."""
     return _CONTROLS.sub("\ufffd", text)

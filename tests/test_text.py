@@ -17,7 +17,7 @@ from kinopoisk_ft.data.duplicates import (
 )
 from kinopoisk_ft.data.split_rules import parse_date
 from kinopoisk_ft.data.splits import group_linked_rows
-from kinopoisk_ft.text import fold_name
+from kinopoisk_ft.text import fold_name, hide_password
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,24 @@ def test_examples_of_dropped_pairs(caplog: pytest.LogCaptureFixture) -> None:
     )
     assert long_other.startswith("  a.csv:21, Bad: слово0")
     assert [short_one, short_other] == ["  a.csv:6, Good: отзыв 6", "  a.csv:7, Good: ОТЗЫВ 6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("http://me:secret@host:5000", "http://me:***@host:5000"),
+        ("http://me:se@cret@host", "http://me:***@host"),
+        ("http://:secret@host", "http://:***@host"),
+        ("postgresql+psycopg://me:sec/ret@host:5/db", "postgresql+psycopg://me:***@host:5/db"),
+        ("mysql://host/db?user=me&password=secret&ssl=1", "mysql://host/db?user=me&password=***&ssl=1"),
+        # A port that is not a number, which SQLAlchemy does not accept.
+        ("http://me:secret@host:port", "http://me:***@host:port"),
+        ("to http://me:secret@host/api failed: x@y", "to http://me:***@host/api failed: x@y"),
+        *((same, same) for same in (
+            "databricks", "databricks://profile:scope", "sqlite:////tmp/a:b/me@x.db", "./mlruns",
+            "http://host:5000/runs/me@x", "sqlite:///C:/me@x.db", "write to me@host: now",
+        )),
+    ],
+)  # fmt: skip
+def test_passwords_are_hidden(text: str, hidden: str) -> None:
+    assert hide_password(text) == hidden

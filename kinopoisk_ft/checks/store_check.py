@@ -13,11 +13,11 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 from kinopoisk_ft.checks.finding import Finding, format_error
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.text import hide_password
 from kinopoisk_ft.tracking.store import (
     SQLITE,
     default_uri,
     get_database_file,
-    hide_password,
     open_store,
 )
 from kinopoisk_ft.tracking.store_schema import FIX_MISSING, REMOTE, USE_ANOTHER
@@ -53,8 +53,7 @@ def _check_open(uri: str, shown: str) -> Finding:
         return Finding(NAME, "broken", f"{shown}: {error.what}", True, fix)
     except MlflowException as error:
         fix = f"start the server, or {USE_ANOTHER}"
-        # MLflow's message may contain the URI with the password.
-        reason = format_error(error).replace(uri, shown)[:300]
+        reason = format_error(error)[:300]
         return Finding(NAME, "broken", f"{shown}: {reason}", True, fix)
     return Finding(NAME, "ok", detail, needed=True)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.files import prepare_caches
+from kinopoisk_ft.text import hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
     from kinopoisk_ft.reporting.summary import as_summary
-    from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
+    from kinopoisk_ft.tracking.store import default_uri, open_store
 
     if not 0 <= options.explain <= MOST_SHOWN:
         raise UserError(
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         collected = collect(client, options.experiment, options.parent)
         collected, files = pool_folds(collected, load_run_files(client, collected.runs))
     except MlflowException as error:
-        reason = textwrap.shorten(error.message, 200, placeholder=" …")
+        reason = textwrap.shorten(hide_password(error.message), 200, placeholder=" …")
         raise UserError(
             f"MLflow cannot read the store: {reason}",
             where=hide_password(uri),
@@ -150,7 +151,7 @@ def summarize_sweep(uri: str, parent: str) -> str:
     from kinopoisk_ft.reporting.runs import collect
     from kinopoisk_ft.reporting.saved_view import describe_sweep
     from kinopoisk_ft.reporting.summary import as_summary
-    from kinopoisk_ft.tracking.store import absolute_uri, hide_password, open_store
+    from kinopoisk_ft.tracking.store import absolute_uri, open_store
 
     locale, place = Locale("en"), f"--uri {shlex.quote(hide_password(absolute_uri(uri)))}"
     try:

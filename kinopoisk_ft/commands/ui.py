@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from kinopoisk_ft.console import handle_errors
+from kinopoisk_ft.text import hide_password
 
 
 @handle_errors
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine")
     parser.add_argument("--port", default="5000", help="default: %(default)s")
     args = parser.parse_args(argv)
-    from kinopoisk_ft.tracking.store import absolute_uri, ensure_store, hide_password
+    from kinopoisk_ft.tracking.store import absolute_uri, ensure_store
 
     uri = absolute_uri(args.uri)
     # MLflow does not create a store atomically, so an interruption could leave an incomplete one.

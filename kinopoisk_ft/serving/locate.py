@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import CARD
+from kinopoisk_ft.text import hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +44,7 @@ def _download_model(run_id: str, uri: str | None) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
+    from kinopoisk_ft.tracking.store import default_uri, open_store
 
     uri = uri or default_uri()
     client = open_store(uri)
@@ -67,8 +68,6 @@ def _download_model(run_id: str, uri: str | None) -> Path:
 
 def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
     from mlflow.exceptions import MlflowException
-
-    from kinopoisk_ft.tracking.store import hide_password
 
     # With tracking.log_model=false, the store contains only the path of the model folder.
     try:

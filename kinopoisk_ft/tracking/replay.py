@@ -18,6 +18,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError, first_line
+from kinopoisk_ft.text import hide_password
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState
 from kinopoisk_ft.tracking.logged_model import (
     link_metrics,
@@ -27,12 +28,7 @@ from kinopoisk_ft.tracking.logged_model import (
 )
 from kinopoisk_ft.tracking.mlflow_names import has_flat_names, readable_params, to_mlflow
 from kinopoisk_ft.tracking.offline import NOTE_TAG, PARENT_TAG, resolve_path
-from kinopoisk_ft.tracking.store import (
-    absolute_uri,
-    hide_password,
-    open_experiment,
-    restore_command,
-)
+from kinopoisk_ft.tracking.store import absolute_uri, open_experiment, restore_command
 from kinopoisk_ft.tracking.store_schema import UnreachableError
 from kinopoisk_ft.tracking.sweep import SAME_AS
 

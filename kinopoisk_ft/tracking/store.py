@@ -26,11 +26,12 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.files import lacks_locks, make_lock, sync_to_disk, temporary_path
 from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.text import hide_password
 from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 from kinopoisk_ft.tracking.store_schema import (
     FIX_MISSING,
@@ -62,14 +63,6 @@ FIX_LOCKS = (
 )
 # A store file that has not changed for this number of seconds is not being created any more.
 SETTLED = 3.0
-
-
-def hide_password(uri: str) -> str:
-    """Replace the password in a URI with asterisks."""
-    try:
-        return make_url(uri).render_as_string(hide_password=True)
-    except ArgumentError:
-        return uri
 
 
 def default_uri() -> str:
@@ -121,7 +114,7 @@ def open_store(uri: str) -> MlflowClient:
         return MlflowClient(uri)
     except MlflowException as error:
         fix = "check the address, or use another store with --uri <uri> or MLFLOW_TRACKING_URI"
-        what = f"MLflow cannot open the store: {error.message}"
+        what = f"MLflow cannot open the store: {first_line(error)}"
         raise UserError(what, where=hide_password(uri), fix=fix) from error
 
 

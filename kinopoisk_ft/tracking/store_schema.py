@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError, first_line
+from kinopoisk_ft.text import hide_password
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
@@ -61,7 +62,7 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
         UserError: there is no store, or its schema is different.
     """
     url = _parse_uri(uri)
-    where = url.render_as_string(hide_password=True)
+    where = hide_password(uri)
     # SQLite would create the missing file instead of raising an error.
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise UserError("the MLflow store does not exist", where=where, fix=fix)
@@ -104,11 +105,12 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
 def _parse_uri(uri: str) -> URL:
     try:
         url = make_url(uri)
-    except ArgumentError:
+    # A port that is not a number raises ValueError.
+    except (ArgumentError, ValueError):
         url = None
     if url is None or url.get_backend_name() not in DATABASES:
         fix = "pass --uri sqlite:////absolute/path/mlflow.db or --uri http://host:port"
-        raise UserError("this is not the URI of an MLflow store", where=uri, fix=fix)
+        raise UserError("this is not the URI of an MLflow store", where=hide_password(uri), fix=fix)
     return url
 
 

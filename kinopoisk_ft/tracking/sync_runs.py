@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from kinopoisk_ft.errors import UserError, first_line
+from kinopoisk_ft.text import hide_password
 from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, find_logs
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.replay import Replay, Target
-from kinopoisk_ft.tracking.store import SQLITE, get_database_file, hide_password
+from kinopoisk_ft.tracking.store import SQLITE, get_database_file
 from kinopoisk_ft.tracking.store_schema import DATABASES, REMOTE
 from kinopoisk_ft.tracking.sweep import SAME_AS
 

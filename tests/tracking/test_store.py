@@ -258,6 +258,13 @@ def test_the_options_of_a_uri_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
     assert absolute_uri("sqlite:///a.db?timeout=60") == absolute_uri(uri) == uri
 
 
+@pytest.mark.parametrize("port", ["9", "port"])
+def test_an_error_does_not_show_the_password(port: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be opened: .*me:\*\*\*@127") as caught:
+        open_experiment(f"http://me:secret@127.0.0.1:{port}", "name", None)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_experiment_is_found_without_creating_anything(tmp_path: Path) -> None:
     uri = address(tmp_path)
     assert find_experiment(uri, "e") is None
