@@ -21,6 +21,7 @@ from kinopoisk_ft.run_folder import RunFolder
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
+from kinopoisk_ft.text import hide_password
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.event_log import EventLog
 from kinopoisk_ft.tracking.offline import close_killed
@@ -68,7 +69,9 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         folder.mark_started(local_id)
         run_id = tracker.start(name, plain, tags, parent_id, local_id, folder=out_dir)
         try:
-            OmegaConf.save(cfg, out_dir / "config.yaml")
+            # Other people may read this file in the store.
+            text = hide_password(OmegaConf.to_yaml(cfg))
+            (out_dir / "config.yaml").write_text(text, encoding="utf-8")
             write_json(out_dir / TAGS, tags)
             tracker.artifact(out_dir / "config.yaml")
             with wrap_disk_full(out_dir), explain_lost_connection():

@@ -15,6 +15,7 @@ from typing import Any
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import PACKAGE
+from kinopoisk_ft.text import hide_password
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.event_log import FOLDER, OFFLINE, EventLog, find_logs
 
@@ -75,10 +76,10 @@ class OfflineTracker(Tracker):
         self._is_new = found is None
         self._log = found or _new_log(folder, resume)
         self._log.open(LOCK_PATIENCE)
-        # MLflow stores params as strings.
-        params = {key: str(value) for key, value in flatten(config).items()}
+        # MLflow stores params as strings. Other people may read the store.
+        params = {key: hide_password(str(value)) for key, value in flatten(config).items()}
         if self._is_new:
-            tags = {**_describe_source(tags), **tags}
+            tags = {**_describe_source(tags), **{k: hide_password(v) for k, v in tags.items()}}
             tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
             self._log.append(
                 "start", name=name, tags=tags, uri=self.get_uri(), experiment=self.experiment,

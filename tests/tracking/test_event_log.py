@@ -10,19 +10,39 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tracked import URI, FakeStore, read_unchecked, tracker, use
+from tracked import URI, FakeStore, offline, read_unchecked, tracker, use
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.event_log import EventLog
 from kinopoisk_ft.tracking.offline import portable_path, resolve_path, sync_command
 
 
-def test_events_are_numbered_and_an_incomplete_line_is_removed(tmp_path: Path) -> None:
-    log = EventLog.new(tmp_path)
+def write_log(folder: Path, count: int, value: float = 1.0) -> EventLog:
+    """Write a log with `count` metrics events, and close it."""
+    log = EventLog.new(folder)
     log.open()
-    for number in range(3):
-        log.append("metrics", values={"x": float("nan")}, step=number)
+    for step in range(count):
+        log.append("metrics", values={"x": value}, step=step)
     log.close()
+    return log
+
+
+def test_passwords_are_not_recorded(tmp_path: Path) -> None:
+    uri = "http://me:secret@host"
+    run = offline(uri)
+    run.start("one", {"tracking": {"uri": uri}}, {"overrides": f"tracking.uri={uri}"},
+              folder=tmp_path)  # fmt: skip
+    run.finish("FINISHED")
+    (file,) = tmp_path.glob("tracking/*.jsonl")
+    start, params, _ = EventLog(file).events
+    # `sync` needs the password, and does not send it.
+    assert start["uri"] == uri
+    assert start["tags"]["overrides"] == "tracking.uri=http://me:***@host"
+    assert params["values"] == {"tracking.uri": "http://me:***@host"}
+
+
+def test_events_are_numbered_and_an_incomplete_line_is_removed(tmp_path: Path) -> None:
+    log = write_log(tmp_path, 3, float("nan"))
     with log.file.open("a") as stream:
         stream.write('{"seq": 4, "ti')
     again = EventLog(log.file)
@@ -37,11 +57,7 @@ def test_events_are_numbered_and_an_incomplete_line_is_removed(tmp_path: Path) -
 def test_a_damaged_line_is_reported_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = EventLog.new(tmp_path)
-    log.open()
-    for number in range(3):
-        log.append("metrics", values={"x": 1.0}, step=number)
-    log.close()
+    log = write_log(tmp_path, 3)
     lines = log.file.read_text().splitlines()
     log.file.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
     assert [event["seq"] for event in EventLog(log.file).events] == [1, 3]
@@ -51,11 +67,7 @@ def test_a_damaged_line_is_reported_and_skipped(
 def test_a_wrong_number_without_a_checksum_hides_no_later_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = EventLog.new(tmp_path)
-    log.open()
-    for number in range(4):
-        log.append("metrics", values={"x": 1.0}, step=number)
-    log.close()
+    log = write_log(tmp_path, 4)
     first, second, *rest = log.file.read_text().splitlines()
     wrong = json.dumps({**json.loads(second), "seq": 4})
     wrong = re.sub(r', "crc": \d+', "", wrong)
@@ -82,10 +94,7 @@ def test_another_thread_may_close_the_log_during_fsync(
 
 
 def test_no_flipped_bit_changes_an_event(tmp_path: Path) -> None:
-    log = EventLog.new(tmp_path)
-    log.open()
-    log.append("metrics", values={"loss": 0.25, "f1": 0.5}, step=7)
-    log.close()
+    log = write_log(tmp_path, 1, 0.25)
     written, content = log.events, log.file.read_bytes()
     for bit in range(8 * len(content)):
         damaged = bytearray(content)
@@ -96,11 +105,7 @@ def test_no_flipped_bit_changes_an_event(tmp_path: Path) -> None:
 
 
 def test_events_after_a_loss_are_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = EventLog.new(tmp_path)
-    log.open()
-    for step in range(3):
-        log.append("metrics", values={"loss": 0.25}, step=step)
-    log.close()
+    log = write_log(tmp_path, 3)
     log.state.seq = 3
     log.save_state()
     log.file.write_bytes(log.file.read_bytes().splitlines(keepends=True)[0])
@@ -111,10 +116,7 @@ def test_events_after_a_loss_are_sent(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_a_log_without_checksums_is_read(tmp_path: Path) -> None:
-    log = EventLog.new(tmp_path)
-    log.open()
-    log.append("metrics", values={"loss": 0.25}, step=7)
-    log.close()
+    log = write_log(tmp_path, 1)
     log.file.write_text(read_unchecked(log.file))
     assert EventLog(log.file).events == log.events
 
