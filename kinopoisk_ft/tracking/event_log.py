@@ -37,7 +37,6 @@ FOLDER = "tracking"
 OFFLINE = "offline-"
 
 Event = dict[str, Any]
-
 CHECKSUM = re.compile(rb', "crc": (\d+)\}$')
 OPTIONAL_TEXT = (str, type(None))
 # Types of the fields of each verb. They are checked on reading, because a log may be damaged or
@@ -297,6 +296,7 @@ def _read_events(file: Path) -> list[Event]:
             log.warning("skipping a damaged line: %s, line %d: %s", file, number, error)
             continue
         had_checksum, has_checksum = has_checksum, CHECKSUM.search(line) is not None
+        # Without a checksum, a damaged number looks valid, and would hide the lines that follow.
         if events and event["seq"] <= events[-1]["seq"] and has_checksum and not had_checksum:
             log.warning("skipping a damaged line: %s, line %d: wrong number", file, number - 1)
             events.pop()
