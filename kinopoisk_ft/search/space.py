@@ -30,6 +30,8 @@ SEARCHED = (
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 # Prefixes of keys that define val_loss, so trials that differ in them have no comparable val_loss.
 LOSS_KEYS = ("trainer/loss", "trainer.loss", "trainer.class_weights")
+# By default, each of these keys refers to the one before it. Any other value replaces that one.
+LR_KEYS = ("model.lr", "adapter.lr", "trainer.lr")
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
 # Stands for a missing key, because None is a valid value of a key.
 ABSENT = object()
@@ -198,13 +200,12 @@ def _explain_unsearchable(
     if base.trainer.best_metric == "loss" and key.startswith(LOSS_KEYS):
         why = "trials are compared by val_loss (trainer.best_metric=loss), which this key redefines"
         return why, f"set one value of {key}, or another trainer.best_metric"
-    # By default, trainer.lr is ${adapter.lr}. With any other value, adapter.lr has no effect.
-    if key == "adapter.lr" and "trainer.lr" in searched:
-        fix = "remove the range of adapter.lr or of trainer.lr"
-        return "trainer.lr has a range, which replaces it", fix
-    if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
-        fix = "remove the value of trainer.lr, or set the range for trainer.lr"
-        return "trainer.lr does not refer to it in this config", fix
+    for later in LR_KEYS[LR_KEYS.index(key) + 1 :] if key in LR_KEYS else ():
+        if later in searched:
+            return f"{later} has a range, which replaces it", f"set only the range of {later}"
+        if not OmegaConf.is_interpolation(base[later.partition(".")[0]], "lr"):
+            fix = f"remove the value of {later}, or set the range for {later}"
+            return f"{later} does not refer to it in this config", fix
     if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):
         why = f"the tag relative needs a current value above 0, not {now}"
         return why, "remove the tag relative, and write the bounds themselves"

@@ -111,7 +111,11 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
             (["adapter.config.rr=choice(1,2)", "adapter=lora"], r"did you mean 'adapter.config.r'"),
             (
                 ["adapter.lr=interval(0.1,1)", "trainer.lr=interval(0.1,1)"],
-                "trainer.lr has a range, which replaces it(?s:.*)to do: remove the range",
+                "trainer.lr has a range, which replaces it(?s:.*)to do: set only the range of tr",
+            ),
+            (
+                ["model.lr=interval(0.1,1)"],
+                "adapter.lr has a range, which replaces it(?s:.*)to do: set only the range of ad",
             ),
             (["seed=1,2"], "seed cannot be a search parameter"),
             (["data.limit=10,20"], "data.limit cannot be a search parameter"),
