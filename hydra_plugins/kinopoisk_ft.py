@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -67,6 +68,11 @@ class SlurmLauncher(EngineLauncher):
     """A launcher that submits the jobs to Slurm, with the options of Hydra's `submitit_slurm`."""
 
     engine = "kinopoisk_ft.sweeps.slurm_jobs"
+
+    @classmethod
+    def check(cls, options: Any) -> None:
+        """Raise UserError if no jobs can be submitted now."""
+        import_module(cls.engine).check_cluster(Path(options.submitit_folder).parent)
 
 
 class LauncherConfigs(SearchPathPlugin):

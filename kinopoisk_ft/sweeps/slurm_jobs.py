@@ -65,11 +65,10 @@ def launch_jobs(
         first: the number of the first job.
 
     Raises:
-        UserError: there is no cluster, it refuses the jobs, or earlier jobs have not ended.
+        UserError: the cluster refuses the jobs.
         Stopped: a stop signal arrived, and the jobs have been cancelled.
     """
     folder = Path(str(context["config"].hydra.sweep.dir))
-    _check_cluster(Path(options["submitit_folder"]).parent)
     jobs: list[Any] = []
     with StopSignals() as signals:
         try:
@@ -108,15 +107,23 @@ class ClusterTask:
             sys.exit(stop.exit_code)
 
 
-def _check_cluster(folder: Path) -> None:
+def check_cluster(folder: Path) -> None:
+    """Check that jobs can be submitted now.
+
+    Args:
+        folder: the folder in which submitit has created a folder for each earlier job, with the id
+            of the job as its name.
+
+    Raises:
+        UserError: there is no cluster, or earlier jobs have not ended.
+    """
     if shutil.which("sbatch") is None:
         raise UserError(
             "this machine is not part of a Slurm cluster, because it has no command `sbatch`",
             where="hydra/launcher=slurm",
             fix="start the sweep on a machine of the cluster, or use hydra/launcher=joblib",
         )
-    # submitit has created a folder for each earlier job, with the id of the job as its name. A job
-    # that has written its result only has to exit, which takes Slurm some seconds.
+    # A job that has written its result only has to exit, which takes Slurm some seconds.
     earlier = {path.name for path in folder.glob("*") if not any(path.glob("*_result.pkl"))}
     running = [job for job, state in read_states().items() if job in earlier and state not in ENDED]
     if running:

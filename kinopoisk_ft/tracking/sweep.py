@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from filelock import FileLock
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kinopoisk_ft.config.prepared import get_overrides
@@ -125,8 +125,12 @@ class ParentRun(Callback):
             resumed: whether to continue the old parent run and to keep the outcomes of its jobs.
 
         Raises:
-            UserError: the store cannot be opened.
+            UserError: the store cannot be opened, or the launcher can start no jobs now.
         """
+        # A sweep that its launcher refuses must not leave an empty parent run.
+        launcher = get_class(config.hydra.launcher["_target_"])
+        if hasattr(launcher, "check"):
+            launcher.check(config.hydra.launcher)
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
         parent = None

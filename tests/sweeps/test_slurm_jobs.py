@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
 
 from kinopoisk_ft.errors import LostJobError, UserError
 from kinopoisk_ft.sweeps import slurm_jobs
 from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes, record_lost_jobs
+from kinopoisk_ft.tracking.sweep import ParentRun
 
 FOLDER = ".submitit"
+TRACKING = {
+    "_target_": "kinopoisk_ft.tracking.offline.OfflineTracker", "uri": None, "artifacts": None,
+    "experiment": "x", "log_model": False,
+}  # fmt: skip
 
 
 def make_job(folder: Path, number: str) -> Any:
@@ -81,19 +87,33 @@ def test_no_second_job_starts_in_the_folder_of_a_running_one(
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/sbatch")
     make_job(tmp_path, "5_0")
     answer(monkeypatch, {"5_0": "CANCELLED", "6": "RUNNING"}, {"5_0": "PENDING"})
-    slurm_jobs._check_cluster(tmp_path / FOLDER)
+    slurm_jobs.check_cluster(tmp_path / FOLDER)
     with pytest.raises(UserError, match="still running or waiting: 5_0") as error:
-        slurm_jobs._check_cluster(tmp_path / FOLDER)
+        slurm_jobs.check_cluster(tmp_path / FOLDER)
     assert "scancel 5_0" in str(error.value)
-    # The next batch of a search starts while the processes of the last one exit.
+    # A job that has written its result only has to exit.
     for number, state in (("7_0", "RUNNING"), ("7_1", "COMPLETING")):
         job = make_job(tmp_path, number)
         job.paths.result_pickle.touch()
         answer(monkeypatch, {number: state})
-        slurm_jobs._check_cluster(tmp_path / FOLDER)
+        slurm_jobs.check_cluster(tmp_path / FOLDER)
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(UserError, match="not part of a Slurm cluster"):
-        slurm_jobs._check_cluster(tmp_path)
+        slurm_jobs.check_cluster(tmp_path)
+
+
+def test_a_sweep_without_a_cluster_is_refused_before_its_parent_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    launcher = {
+        "_target_": "hydra_plugins.kinopoisk_ft.SlurmLauncher",
+        "submitit_folder": f"{tmp_path}/{FOLDER}/%j",
+    }
+    config = {"hydra": {"sweep": {"dir": str(tmp_path / "out")}, "launcher": launcher}}
+    with pytest.raises(UserError, match="not part of a Slurm cluster"):
+        ParentRun().open(DictConfig(config | {"tracking": TRACKING}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_states_are_read_from_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
