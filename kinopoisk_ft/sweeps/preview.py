@@ -147,6 +147,10 @@ def _check_saved_models(jobs: Sequence[DictConfig]) -> None:
     # The second job would replace the model of the first.
     first: dict[Path, int] = {}
     for number, job in enumerate(jobs):
+        if job.get("seed") is None:
+            job = job.copy()
+            # Each job draws another seed, and none of them is negative.
+            job.seed = -1 - number
         # Only pretraining has this option.
         name = job.task.get("save_to")
         if name is None:

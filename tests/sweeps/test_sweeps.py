@@ -289,15 +289,16 @@ def test_pretraining_is_never_skipped() -> None:
 def test_jobs_that_would_save_a_pretrained_model_to_the_same_folder_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def plan(folder: str) -> str:
+    def plan(folder: str, seed: str = "seed=0,1") -> str:
         task = ["task=pretrain", "trainer.best_metric=loss", f"task.save_to={folder}"]
         with pytest.raises(SystemExit) as ended:
-            sweep(*task, "seed=0,1", "dry_run=true", model="bert_scratch")
+            sweep(*task, seed, "dry_run=true", model="bert_scratch")
         assert ended.value.code == (folder == "base")
         return capsys.readouterr().err
 
     assert "jobs 0 and 1 would save their models to the same folder" in plan("base")
     assert not plan("base_${seed}")
+    assert not plan("base_${seed}", "seed=null,null")
 
 
 def test_a_search_adds_the_number_of_the_trial_to_the_folder_of_a_pretrained_model() -> None:
