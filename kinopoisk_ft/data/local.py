@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # The columns of METADATA that contain names, which `clean_name` normalizes.
 NAMES = ("film", "author")
+# How programs write a missing value as text, for example in a CSV file.
+_MISSING_NAMES = ("nan", "na", "n/a", "null", "none")
 # Maximum number of characters of a value in an error message.
 _MAX_EXCERPT = 60
 # The first matching type counts. bool precedes Number, because Python's bool is a Number, too.
@@ -179,7 +181,13 @@ class LabelledTables(DataRecipe):
         # The names in the config are normalized in the same way as the labels.
         names = [clean_name(name) or "" for name in self.class_names or found]
         if self.class_names is None:
-            _warn_about_case(frame["label"])
+            _warn_about_names(frame["label"])
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise UserError(
+                f"data.class_names contains '{min(repeated)}' twice",
+                where="data.class_names",
+                fix="write each class once",
+            )
         for label in set(found) - set(names):
             raise UserError(
                 f"the label '{label}' is not in data.class_names: {suggest_name(label, names)}",
@@ -196,8 +204,14 @@ class LabelledTables(DataRecipe):
         return tuple(names)
 
 
-def _warn_about_case(labels: pd.Series) -> None:
+def _warn_about_names(labels: pd.Series) -> None:
     counts = labels.value_counts()
+    for name in counts.index:
+        if name.casefold() in _MISSING_NAMES:
+            log.warning(
+                "%d rows have the label '%s'; if it means that they have no label, remove them",
+                counts[name], name,
+            )  # fmt: skip
     for _, same in counts.groupby(counts.index.str.casefold()):
         if len(same) > 1:
             sizes = ", ".join(f"'{name}' ({size:,} rows)" for name, size in same.items())

@@ -81,13 +81,21 @@ class DateRule:
     """Splits rows by date, and holds out the newest rows.
 
     The rows of a near-duplicate group stay together, and all get the date of the newest of these
-    rows. Therefore, train contains no text from the test period. Folds are periods of time, oldest
+    rows. Therefore, train contains no text that is newer than the first day of the test split.
+    Rows of the day on which two splits meet can be in both. Folds are periods of time, oldest
     first. With folds, training also uses rows that are newer than the test fold (blocked
     cross-validation, Bergmeir and Benítez, 2012).
     """
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
-        newest = pd.Series(read_days(frame)).groupby(near).transform("max").to_numpy()
+        days = read_days(frame)
+        if len(set(days.tolist())) == 1:
+            raise UserError(
+                "data.split=time is not possible, because all reviews have the same date",
+                where=f"column 'date': {frame['date'].iloc[0]}",
+                fix="choose another data.split",
+            )
+        newest = pd.Series(days).groupby(near).transform("max").to_numpy()
         self.near = near
         # Sorting by group within a date makes near-duplicates adjacent.
         # (N,): the positions of all rows, oldest first. `lexsort` sorts by its last key first.

@@ -116,7 +116,7 @@ def too_few_rows_error(
     counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
 ) -> UserError:
     """Create a UserError: there are too few rows to put each class into each split."""
-    sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
+    sizes = list_first(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows to put each class into train, val and test; rows per class: {sizes}",
         where=where,
@@ -223,6 +223,15 @@ def _split_by_rule(
 ) -> Parts:
     column, build_rule = RULES[kind]
     _check_column(frame, column, kind)
+    # Each split, or each fold, gets at least one whole group.
+    least, found = max(len(PARTS), shares.folds or 0), len(np.unique(groups))
+    if kind in GROUPED and found < least:
+        raise UserError(
+            f"data.split={kind} needs at least {least} groups of reviews, but there are {found}; "
+            f"reviews with the same {kind}, and near-duplicates, are one group",
+            where=f"column '{kind}'",
+            fix="use more rows (data.limit), fewer data.folds, or another data.split",
+        )
     rule = build_rule(frame, groups, shares.seed)
     rows = np.arange(len(frame))
     try:
@@ -252,7 +261,7 @@ def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
 def _split_by_column(frame: pd.DataFrame) -> Parts:
     _check_column(frame, "part", PREDEFINED)
     # A missing value becomes "", which is reported as an unknown split.
-    folded = frame["part"].map(lambda name: str(name or "").casefold())
+    folded = frame["part"].fillna("").astype(str).str.casefold()
     parts = folded.replace(_ALIASES)
     unknown = ~parts.isin(PARTS)
     if unknown.any():

@@ -98,6 +98,15 @@ def test_class_names_that_differ_in_case(tmp_path: Path, caplog: pytest.LogCaptu
     assert not caplog.text
 
 
+def test_class_names_that_may_be_missing_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.csv", {"text": TEXTS, "label": ["Bad", "NaN", "Good", "Good"] * 10})
+    recipe = LocalFile(path=str(path), **OPTIONS)
+    recipe.choose_classes(recipe.read())
+    assert "10 rows have the label 'NaN'; if it means that they have no label" in caplog.text
+
+
 def test_integers_of_parquet_stay_integers(tmp_path: Path) -> None:
     films = [None, *range(2**53, 2**53 + 19), *range(2**62, 2**62 + 20)]
     path = write(tmp_path / "a.parquet", {"text": TEXTS, "label": [0, 1] * 20, "film": films})
