@@ -24,6 +24,7 @@ from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.runs import collect
+from kinopoisk_ft.run import run
 from kinopoisk_ft.sweeps import jobs
 from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
@@ -254,6 +255,11 @@ def test_a_folder_with_very_many_files_is_refused(
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="more than 2 files"):
         provenance.digest_content(tmp_path)
+
+
+def test_the_recorded_config_has_no_password(tmp_path: Path) -> None:
+    run(prepared("tracking=offline", "tracking.uri='http://me:secret@host'"), tmp_path)
+    assert "uri: http://me:***@host" in (tmp_path / "config.yaml").read_text()
 
 
 def test_a_finished_run_without_its_result_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
