@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import platform
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 from composing import compose_config
 from hydra.utils import instantiate
+from joblib.externals.loky.backend import context
 
 from kinopoisk_ft.training import device, loop
 from kinopoisk_ft.training.device import limit_threads, peak_memory_mb, reset_peak_memory
@@ -124,5 +127,44 @@ def test_threads_are_limited_by_the_quota_but_not_if_the_user_chose_a_number(
         torch.set_num_threads(2)
         assert limit_threads() == (threads < 2)
         assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+V2, QUOTA, PERIOD = "cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
+
+
+@pytest.mark.skipif(device.cpu_count() < 2, reason="needs two cores")
+@pytest.mark.parametrize(
+    ("files", "is_limited"),
+    [
+        ({V2: "100000 100000\n"}, True),
+        ({V2: "max 100000\n"}, False),
+        ({QUOTA: "50000\n", PERIOD: "100000\n"}, True),
+        ({QUOTA: "-1\n", PERIOD: "100000\n"}, False),
+        ({}, False),
+    ],
+)
+def test_the_quota_is_read_from_both_versions_of_cgroups(
+    files: dict[str, str], is_limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(name: str) -> str:
+        return str(name).replace("/sys/fs/cgroup", str(tmp_path))
+
+    def read(name: str) -> io.StringIO:
+        return io.StringIO(Path(move(name)).read_text())
+
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    exists, before, cores = os.path.exists, torch.get_num_threads(), device.cpu_count()
+    # joblib, which reads these files, has no option for their folder.
+    monkeypatch.setattr(context, "open", read, raising=False)
+    monkeypatch.setattr(os.path, "exists", lambda name: exists(move(name)))
+    try:
+        torch.set_num_threads(cores)
+        assert limit_threads() == is_limited
+        assert torch.get_num_threads() == (1 if is_limited else cores)
     finally:
         torch.set_num_threads(before)
