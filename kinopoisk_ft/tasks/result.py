@@ -52,8 +52,12 @@ class Result:
         """Return a flat JSON object; a metric that was not measured is null."""
         return json.dumps(self._flat())
 
-    def table(self) -> str:
-        """Format the result as aligned lines, followed by the warning and the next steps."""
+    def table(self, experiment: str) -> str:
+        """Format the result as aligned lines, followed by the warning and the next steps.
+
+        Args:
+            experiment: the MLflow experiment of the run.
+        """
         shown = {k: v for k, v in self._reported().items() if v not in (None, "")}
         names = {k: f"test {k}" if k in self.scores else k.replace("_", " ") for k in shown}
         width = max(map(len, names.values()))
@@ -66,11 +70,12 @@ class Result:
         if self.warning:
             lines.append(self.warning)
         if self.scores:
-            lines += [
-                # Quoted, so that a path with spaces can be copied to a shell.
-                f'classify: kinopoisk-ft predict {shlex.quote(self.model_dir)} "your text"',
-                "compare:  kinopoisk-ft report",
-            ]
+            # Quoted, so that a name with spaces can be copied to a shell.
+            folder, name = shlex.quote(self.model_dir), shlex.quote(experiment)
+            lines.append(f'classify: kinopoisk-ft predict {folder} "your text"')
+            # The report contains only tracked runs. With tracking=none, the id is empty.
+            if self.run_id:
+                lines.append(f"compare:  kinopoisk-ft report --experiment {name}")
         return "\n".join(lines)
 
     def write(self, file: Path) -> None:

@@ -34,6 +34,16 @@ def test_what_was_not_measured_is_null_in_the_file_and_left_out_of_the_table(
     written = json.loads((tmp_path / "result.json").read_text())
     assert written == {key: value for key, value in EARLIER.items() if key not in
                        ("objective", "warning")} | scores | {"mcc": None}  # fmt: skip
-    table = result.table()
+    table = result.table("study")
     assert "accuracy" not in table
     assert table.splitlines()[-1] == "not to be compared"
+
+
+def test_the_table_ends_with_commands_for_this_run() -> None:
+    result = Result.read(json.dumps(EARLIER))
+    assert result.table("two words").splitlines()[-2:] == [
+        'classify: kinopoisk-ft predict /tmp/run/model "your text"',
+        "compare:  kinopoisk-ft report --experiment 'two words'",
+    ]
+    untracked = Result.read(json.dumps(EARLIER | {"run_id": ""}))
+    assert "report" not in untracked.table("study")
