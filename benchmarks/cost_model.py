@@ -66,7 +66,7 @@ SMALL = Encoder(12, 384, 32_000)
 BASE = Encoder(12, 768, 120_000)
 BILLION = Encoder(24, 1792, 50_000)
 ROWS = {
-    "33 M, as e5-small-ru, full": (SMALL, FULL),
+    "34 M, as e5-small-ru, full": (SMALL, FULL),
     "0.18 B, as rubert-base, full": (BASE, FULL),
     "1 B, full": (BILLION, FULL),
     "1 B, upper 6 of 24 layers": (BILLION, frozen(0.25)),
