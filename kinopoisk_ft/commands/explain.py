@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="output_dir of a run, model folder, or run id")
     parser.add_argument("text", help="the review to explain")
     parser.add_argument("--html", type=Path, metavar="FILE", help="page to write")
-    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
+    parser.add_argument(
+        "--uri", help="MLflow store (default: MLFLOW_TRACKING_URI, or else ./mlflow.db)"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
     # Checked first, because the explanation of a network can take a minute.

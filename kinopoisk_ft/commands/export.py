@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         "--keep-adapter", action="store_true",
         help="keep LoRA or another adapter as a separate part, instead of merging it",
     )  # fmt: skip
-    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
+    parser.add_argument(
+        "--uri", help="MLflow store (default: MLFLOW_TRACKING_URI, or else ./mlflow.db)"
+    )
     args = parser.parse_args(argv)
     prepare_caches()
     from kinopoisk_ft.serving.locate import find_model_folder

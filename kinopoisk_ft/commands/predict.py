@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     quoting = "quoting of a .csv or .tsv --input, see data.quoting (default: auto)"
     parser.add_argument("--quoting", default="auto", choices=["auto", "csv", "none"], help=quoting)
     parser.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet")
-    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
+    parser.add_argument(
+        "--uri", help="MLflow store (default: MLFLOW_TRACKING_URI, or else ./mlflow.db)"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
     prepare_caches()

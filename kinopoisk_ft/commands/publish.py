@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--base", metavar="OWNER/NAME", help="base model of an adapter, if it is a local folder"
     )
-    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
+    parser.add_argument(
+        "--uri", help="MLflow store (default: MLFLOW_TRACKING_URI, or else ./mlflow.db)"
+    )
     args = parser.parse_args(argv)
     prepare_caches()
     from kinopoisk_ft.hub_access import check_repository, upload

@@ -22,7 +22,7 @@ A label is suspicious if a model that was not trained on the review predicts ano
 confidence (confident learning; Northcutt et al., 2021). One run gives the probabilities of its test
 reviews. To check all reviews, run all folds:
 
-  python -m kinopoisk_ft -m data.folds=5 data.fold=0,1,2,3,4 …
+  kinopoisk-ft train -m data.folds=5 data.fold=0,1,2,3,4 …
 """
 EXAMPLE = """\
 example:
