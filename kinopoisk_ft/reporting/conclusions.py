@@ -120,7 +120,7 @@ def conclusions(table: Table, locale: Locale) -> list[str]:
     second = rows[1]
     against = _difference(table, second, best, locale)
     found = [locale("best", second=second.name, **_numbers(best, locale), **against)]
-    found += _floor(table, locale) + _fastest(table, locale)
+    found += _floor(table, locale)
     for adapter in CHEAPER:
         for row in rows:
             full = _full_training(table, row)
@@ -131,11 +131,7 @@ def conclusions(table: Table, locale: Locale) -> list[str]:
 
 
 def _numbers(row: Row, locale: Locale) -> dict[str, str]:
-    return {
-        "name": row.name,
-        "f1": locale.score(row.values[HEADLINE].mean),
-        "time": locale.value(row.mean(TIME), COLUMNS[TIME]),
-    }
+    return {"name": row.name, "f1": locale.score(row.values[HEADLINE].mean)}
 
 
 def _difference(table: Table, row: Row, other: Row, locale: Locale) -> dict[str, str]:
@@ -185,44 +181,6 @@ def _floor(table: Table, locale: Locale) -> list[str]:
     return found
 
 
-def _cheapest(rows: Sequence[Row], column: str) -> Row | None:
-    known = with_cost(rows, column)
-    return min(known, key=lambda row: row.values[column].mean, default=None)
-
-
-def _among(rows: Sequence[Row], column: str, locale: Locale) -> str:
-    """Return the words that limit a superlative to the rows whose costs are compared."""
-    compared = with_cost(rows, column)
-    if len(compared) == len(rows):
-        return ""
-    if len(compared) == sum(column in row.values for row in rows):
-        return locale("among_measured")
-    return locale("among_device", device=compared[0].compared("device"))
-
-
-def _fastest(table: Table, locale: Locale) -> list[str]:
-    best, fastest = table.learned[0], _cheapest(table.learned, TIME)
-    if fastest is None or TIME not in best.values:
-        return []
-    among = _among(table.learned, TIME, locale)
-    if fastest is best:
-        return [locale("fastest_is_best", among=among, **_numbers(best, locale))]
-    found = [_faster("fastest", table, fastest, among, locale)]
-    networks = [row for row in table.learned if row.is_network]
-    network = _cheapest(networks, TIME)
-    # If this network is the best row, the first sentence already contains its time.
-    if not fastest.is_network and network and network is not best:
-        among = _among(networks, TIME, locale)
-        found.append(_faster("fastest_network", table, network, among, locale))
-    return found
-
-
-def _faster(key: str, table: Table, row: Row, among: str, locale: Locale) -> str:
-    best = table.learned[0]
-    parts = {"among": among} | _numbers(row, locale) | _difference(table, row, best, locale)
-    return locale(key, best=best.name, best_time=_numbers(best, locale)["time"], **parts)
-
-
 def _full_training(table: Table, row: Row) -> Row | None:
     # One option, such as `encoder`, can load any checkpoint.
     start = _checkpoint(row)
@@ -238,9 +196,8 @@ def _checkpoint(row: Row) -> tuple[str, str, str]:
 def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale: Locale) -> str:
     facts = []
     for name in columns:
-        a, b = row.mean(name), other.mean(name)
-        if a is not None and b:
-            column = COLUMNS[name]
+        if are_comparable([row, other], name) and (b := other.values[name].mean):
+            a, column = row.values[name].mean, COLUMNS[name]
             change = locale.percent(a / b - 1, signed=True)
             # Most changes of a parameter count would be close to -100%, so show a / b instead.
             if column.kind == "count":
@@ -306,21 +263,34 @@ def choices(table: Table, locale: Locale) -> list[Choice]:
 
 def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     compared = with_cost(table.learned, column)
-    cheapest = _cheapest(compared, column)
     # Without a second value, there is no comparison.
-    if cheapest is None or len(compared) < 2:
+    if len(compared) < 2:
         return None
-    among = _among(table.learned, column, locale)
+    # Rows are sorted by score, so the first of equally cheap rows has the highest score.
+    compared.sort(key=lambda row: row.values[column].mean)
+    cheapest, among = compared[0], _among(table.learned, column, locale)
     costs = _costs(table, cheapest, column, locale)
     text = locale(f"limit_{COSTS[column]}", among=among, **costs)
     # TF-IDF is often the cheapest approach, but the reader may need a network.
-    network = _cheapest([row for row in compared if row.is_network], column)
-    if network and not cheapest.is_network:
+    network = next((row for row in compared if row.is_network), cheapest)
+    if network is not cheapest:
         text += " " + locale("limit_network", **_costs(table, network, column, locale))
     limit, brief = COSTS[column], locale.brief(cheapest.values[column].mean, COLUMNS[column])
     number = locale(f"cost_{limit}", value=brief)
     reason = locale(f"card_{limit}", among=among, f1=_round(cheapest, locale))
     return Choice(limit, cheapest.name, text, number, reason, table.verdict(cheapest))
+
+
+def _among(rows: Sequence[Row], column: str, locale: Locale) -> str:
+    """Return the words that limit a superlative to the rows whose costs are compared."""
+    compared = with_cost(rows, column)
+    if len(compared) == len(rows):
+        return ""
+    if len(compared) == sum(column in row.values for row in rows):
+        return locale("among_measured")
+    if column == TIME:
+        return locale("among_reliable")
+    return locale("among_device", device=compared[0].compared("device"))
 
 
 def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
@@ -338,12 +308,7 @@ def _quality(table: Table, locale: Locale) -> str:
     text = [locale("limit_quality", **_numbers(best, locale), **scores)]
     for verdict in ("as_good", "undecided", "worse"):
         group = [row for row in others if table.verdict(row) == verdict]
-        if not group:
-            continue
-        names, fastest = locale.listed([row.name for row in group]), ""
-        if verdict == "as_good" and (found := _cheapest([best, *group], TIME)):
-            among = _among([best, *group], TIME, locale)
-            fastest = locale("group_fastest", among=among, **_numbers(found, locale))
-        margin = locale.number(MARGIN, 2)
-        text.append(locale(f"group_{verdict}", names=names, margin=margin, fastest=fastest))
+        if group:
+            names, margin = locale.listed([row.name for row in group]), locale.number(MARGIN, 2)
+            text.append(locale(f"group_{verdict}", names=names, margin=margin))
     return " ".join(text)

@@ -9,7 +9,7 @@ import pandas as pd
 from kinopoisk_ft.reporting import frames, label_curves
 from kinopoisk_ft.reporting.columns import BEST
 from kinopoisk_ft.reporting.document import Document, Section, failures
-from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import shown_in
 
@@ -100,7 +100,7 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
 
 
 def _best_line(table: Table, locale: Locale) -> str:
-    written = dict.fromkeys(BEST, locale("not_recorded"))
+    written = dict.fromkeys(BEST, NOTHING)
     written |= {name: locale.with_unit(best, BEST[name]) for name, best in table.best.items()}
     return locale("best_values", **written)
 

@@ -219,13 +219,14 @@ def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
 
 
 def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
-    notes = []
-    for row in rows:
-        if row.is_network and row.has_doubtful_times:
-            times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
-            low, high = locale.seconds(min(times)), locale.seconds(max(times))
-            notes.append(locale("note_times", name=row.name, low=low, high=high))
-    return notes
+    return [
+        locale(
+            "note_times", name=row.name,
+            low=locale.seconds(row.values[TIME].low), high=locale.seconds(row.values[TIME].high),
+        )
+        for row in rows
+        if row.has_doubtful_times
+    ]  # fmt: skip
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:

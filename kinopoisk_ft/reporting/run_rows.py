@@ -47,16 +47,21 @@ LIMITS = ("trainer.epochs", "trainer.max_steps")
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds with the sample standard deviation (ddof=1), which is None for one seed."""
+    """A mean over seeds, with the lowest and the highest value.
+
+    `std` is the sample standard deviation (ddof=1), which is None for one seed.
+    """
 
     mean: float
     std: float | None
+    low: float
+    high: float
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
         """Compute the spread of a non-empty list of values."""
         std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), std)
+        return cls(statistics.fmean(values), std, min(values), max(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +116,12 @@ class Row:
 
     @property
     def has_doubtful_times(self) -> bool:
-        """Return whether the training times of the runs differ by more than `DOUBTFUL_RATIO`."""
-        times = [run.metrics[TIME] for run in self.runs if TIME in run.metrics]
-        return bool(times) and max(times) > DOUBTFUL_RATIO * min(times)
+        """Return whether the training times of a network differ by more than `DOUBTFUL_RATIO`.
+
+        Those of TF-IDF may differ more, because the whole training takes only a few seconds.
+        """
+        times = self.values.get(TIME) if self.is_network else None
+        return times is not None and times.high > DOUBTFUL_RATIO * times.low
 
     def setting(self, key: str) -> str:
         """Return the value of the setting `key`, or "" if it is missing or None."""
@@ -170,12 +178,15 @@ def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
 
 
 def with_cost(rows: Sequence[Row], column: str) -> list[Row]:
-    """Return the rows whose values of a cost can be compared with each other.
+    """Return the rows whose values in a column can be compared with each other.
 
-    Rows without a value are left out. Peak memory is that of the process on a CPU, and that of
-    PyTorch on a GPU, so only the rows on one device are returned: the one with the most rows.
+    Rows without a value or with doubtful training times are left out. Peak memory is that of the
+    process on a CPU, and that of PyTorch on a GPU, so only the rows on one device are returned: the
+    one with the most rows.
     """
     found = [row for row in rows if column in row.values]
+    if column == TIME:
+        return [row for row in found if not row.has_doubtful_times]
     if column == MEMORY and found:
         devices = [row.compared("device") for row in found]
         # Of devices with equally many rows, `max` returns that of the row with the highest score.
@@ -185,16 +196,10 @@ def with_cost(rows: Sequence[Row], column: str) -> list[Row]:
 
 
 def are_comparable(rows: Sequence[Row], column: str) -> bool:
-    """Return whether a cost may decide between rows.
-
-    Every row needs a value. Times and memory depend on the device, and some times are doubtful.
-    """
-    if not all(column in row.values for row in rows):
+    """Return whether a cost may decide between rows; times and memory depend on the device."""
+    if len(with_cost(rows, column)) < len(rows):
         return False
-    if column == TRAINABLE:
-        return True
-    one_device = len({run.device for row in rows for run in row.runs}) == 1
-    return one_device and not (column == TIME and any(row.has_doubtful_times for row in rows))
+    return column == TRAINABLE or len({run.device for row in rows for run in row.runs}) == 1
 
 
 def rows_of(runs: list[TrainedRun]) -> list[Row]:

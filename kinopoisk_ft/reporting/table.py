@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from kinopoisk_ft.reporting.columns import BEST, MAJORITY, Column
 from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale, time_digits
-from kinopoisk_ft.reporting.run_rows import SEARCH, TRIAL, Row, rows_of
+from kinopoisk_ft.reporting.run_rows import SEARCH, TRIAL, Row, rows_of, with_cost
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.comparison import Approach, Comparison, compare
@@ -49,7 +49,8 @@ class Table:
     Rows that have not learned (see `Row.learned`) come last.
 
     Args:
-        best: best mean, by column. Rows that have not learned count only if no row has learned.
+        best: best mean, by column. Doubtful times are left out, and rows that have not learned
+            count only if no row has learned.
         majority: mean scores of the majority-class baseline over the runs, by column.
         majority_differs: True if the runs recorded different scores of this baseline.
         comparison: statistical comparison of the rows. Its approach names are the row names.
@@ -211,10 +212,13 @@ def _table(limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predict
     learned = [row for row in rows if row.learned] or rows
     best = {}
     for name, column in BEST.items():
-        if means := [row.values[name].mean for row in learned if name in row.values]:
+        if means := [row.values[name].mean for row in with_cost(learned, name)]:
             best[name] = min(means) if column.best == "min" else max(means)
     rows = [
-        replace(row, from_best={c: row.values[c].mean - best[c] for c in best if c in row.values})
+        replace(
+            row,
+            from_best={c: row.values[c].mean - b for c, b in best.items() if with_cost([row], c)},
+        )
         for row in rows
     ]
     # The name makes the order of equal scores reproducible.

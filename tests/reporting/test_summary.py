@@ -38,8 +38,8 @@ def test_each_kind_of_advice_is_one_sentence(document: Document) -> None:
     assert advice.splitlines() == [
         "Best quality: a-checkpoint-with-a-very-long-name + LoRA, weighted F1 0.9500,",
         "accuracy 0.9000.",
-        "Little time: a-checkpoint-with-a-very-long-name + LoRA trains in 100.0 s,",
-        "weighted F1 0.9500.",
+        "Little time: a-checkpoint-with-a-very-long-name + LoRA trains fastest, in 100.0",
+        "s; weighted F1 0.9500.",
         "Few trainable parameters: a-checkpoint-with-a-very-long-name + LoRA has the",
         "fewest, 1,000; weighted F1 0.9500.",
     ]

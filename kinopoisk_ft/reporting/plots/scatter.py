@@ -64,11 +64,11 @@ def draw_one(table: Table, column: str, locale: Locale, looks: Looks) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the costs with a value in at least one row, such as the training time.
+    """Return the costs that can be compared, such as the training time.
 
     If there are none, return the training time, because a figure needs at least one panel.
     """
-    known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
+    known = [cost for cost in COSTS if with_cost(table.rows, cost)]
     return known or [TIME]
 
 
