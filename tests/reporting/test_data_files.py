@@ -134,7 +134,7 @@ def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
 
 def test_recommendations_for_each_limit(study: tuple) -> None:
     time, resources, quality = study[1]["tables"][0]["recommendations"]
-    assert time.startswith("Little time: TF-IDF trains in 21.5 s")
+    assert time.startswith("Little time: TF-IDF trains fastest, in 21.5 s")
     assert "If it has to be a network: bert 178M + LoRA" in time
     assert "TF-IDF has the fewest, 0;" in resources
     assert "If it has to be a network: bert 178M + LoRA, 296,450" in resources
