@@ -73,9 +73,15 @@ class Predictions:
         if table["row"].duplicated().any():
             first = table.loc[table["row"].duplicated(), "row"].iloc[0]
             raise _unusable(f"the predictions contain row {first} more than once", where)
-        numbers = table[names].to_numpy(np.float64)
+        columns = ["row", "label", "predicted", *names]
+        numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
         if not len(table) or not np.isfinite(numbers).all():
-            raise _unusable("the predictions are empty or contain NaN or infinity", where)
+            raise _unusable("the predictions are empty or contain text, NaN or infinity", where)
+        # Other classes would be counted in the confusion matrix of another run.
+        classes = numbers[:, 1:3]
+        if (numbers[:, :3] % 1).any() or (classes < 0).any() or (classes >= len(names)).any():
+            what = f"row numbers must be whole, and classes must be 0 to {len(names) - 1}"
+            raise _unusable(f"the predictions contain invalid numbers: {what}", where)
         # Runs are compared position by position, so all of them need the same order of rows.
         table = table.sort_values("row")
         return cls(

@@ -35,7 +35,14 @@ def part(n: int = 80) -> tuple[pd.DataFrame, pd.DataFrame]:
         ({"row": None}, "missing from the predictions: row"),
         ({"p_1": None}, "at least two classes"),
         ({"row": 3}, "row 3 more than once"),
-        ({"p_0": np.nan}, "contain NaN"),
+        ({"p_0": np.nan}, "contain text, NaN"),
+        ({"p_0": "high"}, "contain text, NaN"),
+        ({"label": np.nan}, "contain text, NaN"),
+        ({"label": "Bad"}, "contain text, NaN"),
+        ({"label": 2}, "classes must be 0 to 1"),
+        ({"predicted": -1}, "classes must be 0 to 1"),
+        ({"predicted": 0.5}, "classes must be 0 to 1"),
+        ({"row": [0.0, 1.0, 2.0, 3.0, 4.5]}, "row numbers must be whole"),
     ],
 )
 def test_unusable_predictions_are_refused(change: dict, message: str) -> None:
