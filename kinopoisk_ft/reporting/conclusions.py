@@ -69,17 +69,17 @@ def answer(table: Table, locale: Locale) -> str:
             f"answer_{COSTS[column]}", **parts | {"name": taken.name}, best=best.name,
             low=_round(taken, locale), a=costs[0], b=costs[1],
         )  # fmt: skip
-    undecided, worse = (
+    # A verdict is empty if the predictions of an approach are missing or have other classes.
+    undecided, worse, unmeasured = (
         _few([name for name, verdict in verdicts.items() if verdict == one], len(others), locale)
-        for one in ("undecided", "worse")
+        for one in ("undecided", "worse", "")
     )
     if undecided:
         said = [locale("answer_undecided", names=undecided, **parts)]
         said += [locale("group_worse", names=worse, margin=margin)] if worse else []
         return " ".join(said)
-    # A verdict is empty if the predictions of an approach are missing or have other classes.
-    if not all(verdicts.values()):
-        return locale("answer_unmeasured", **parts)
+    if unmeasured:
+        return locale("answer_unmeasured", names=unmeasured, **parts)
     if as_good and column:
         saving, cost = locale.percent(SAVING), locale(column)
         return locale("answer_as_good", saving=saving, cost=cost, **parts)

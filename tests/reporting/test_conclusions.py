@@ -143,10 +143,17 @@ def test_trials_of_a_search_are_not_ranked_by_test_score(language: str) -> None:
 def test_without_predictions_chance_is_not_measured() -> None:
     table = one_table(trained(), trained("gru", test_f1_weighted=0.95))
     assert "not tested: there are no predictions" in conclusions(table, EN)[0]
-    assert "whether that is chance was not measured" in answer(table, EN)
+    assert "its lead over bert is due to chance was not tested, because" in answer(table, EN)
     notes = " ".join(table_notes(table, EN))
     assert "bert: no predictions.parquet (seeds 0)" in notes
     assert "As good" not in recommendations(table)[-1]
+
+
+def test_an_untested_approach_is_named_if_the_others_are_tested() -> None:
+    runs = [trained("gru", test_f1_weighted=0.95), trained(), trained("lstm")]
+    table = one_table(*runs, answered={"gru": [3.0], "bert": [1.2]})
+    assert "its lead over lstm is due to chance was not tested, because" in answer(table, EN)
+    assert answer(table, Locale("ru")).endswith("Не проверены: lstm.")
 
 
 @pytest.mark.parametrize(
