@@ -194,7 +194,6 @@ def _pair(a: _Scored, b: _Scored, *, paired: bool) -> Pair:
         same_seeds=same,
         measured=len(a.runs) > 1 and len(b.runs) > 1,
         reviews=max(len(one.runs[0].rows) for one in (a, b)),
-        seeds=max(len(a.runs), len(b.runs)),
         differences=differences,
         mcnemar=test,
     )

@@ -58,7 +58,6 @@ class Pair:
         measured: True if both approaches have several seeds. Only then do the intervals include the
             variance between the seeds of both approaches.
         reviews: number of test reviews of a or b, whichever has more.
-        seeds: number of seeds of a or b, whichever has more.
         mcnemar: None if the test reviews differ.
     """
 
@@ -68,7 +67,6 @@ class Pair:
     same_seeds: bool
     measured: bool
     reviews: int
-    seeds: int
     differences: dict[str, Difference]
     mcnemar: McNemar | None
 

@@ -220,7 +220,6 @@ def test_holm_keeps_the_error_of_the_whole_table(seeds: int) -> None:
                 same_seeds=seeds == 1,
                 measured=seeds > 1,
                 reviews=REVIEWS,
-                seeds=seeds,
                 differences={HEADLINE: pair_of(world, found, i, j, HEADLINE)},
                 mcnemar=None,
             )
