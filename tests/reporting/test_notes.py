@@ -170,9 +170,10 @@ def test_frozen_layers_that_ran_once_are_named_without_times() -> None:
 def test_notes_name_the_groups_of_the_split(split: str, group: str) -> None:
     run = trained(settings={"data.split": split})
     table = one_table(run, answered={"bert": [3.0]})
-    grouped = replace(table, comparison=replace(table.comparison, groups=(33,)))
+    grouped = replace(table, comparison=replace(table.comparison, groups=(3300,)))
     (note,) = [note for note in table_notes(grouped, EN) if "The split keeps" in note]
-    assert f"33 test {group}" in note
+    assert f"3300 test {group}" in note
+    assert "only" not in note
     assert note.endswith(f"must come from new {group}.")
 
 
