@@ -6,17 +6,20 @@ import base64
 import hashlib
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_example import EVIL, STUDY, cut_answers, example_store
+from report_example import DATA, EVIL, LEAKAGE, STUDY, cut_answers, example_store
+from report_rows import one_table, trained
 from report_store import Store, report, unpadded
 from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.reporting.columns import MARKS
 from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.page.render import _leakage_p
 from kinopoisk_ft.reporting.page.reproduce import published_figures
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS
@@ -234,6 +237,16 @@ def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
     assert locale("leakage_near_duplicates") in said
     for name in ("file_csv", "machine_readable", "repeat"):
         assert locale(name) in said
+
+
+def test_the_p_value_of_a_guess_by_film_is_only_that_of_all_training_reviews() -> None:
+    """Each subset of the training reviews has its own p-value, and data.json is that of one run."""
+    runs = [trained(seed=seed) for seed in range(2)]
+    subsets = [replace(run, train_seed=run.seed) for run in runs]
+    for chosen, told in ((runs, True), (subsets, False)):
+        assert ("p < 0.001" in _leakage_p(one_table(*chosen), DATA, Locale("en"))) == told
+    no_films = {**DATA, "leakage": LEAKAGE | {"leakage_films": 0}}
+    assert _leakage_p(one_table(*runs), no_films, Locale("en")) == ""
 
 
 def test_slices_by_what_was_cut_off(made: tuple) -> None:
