@@ -263,8 +263,8 @@ def choices(table: Table, locale: Locale) -> list[Choice]:
 
 def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     compared = with_cost(table.learned, column)
-    # Without a second value, there is no comparison.
-    if len(compared) < 2:
+    # Several settings of one approach have the same number of parameters, so none has the fewest.
+    if len({row.values[column].mean for row in compared}) < 2:
         return None
     # Rows are sorted by score, so the first of equally cheap rows has the highest score.
     compared.sort(key=lambda row: row.values[column].mean)

@@ -230,8 +230,12 @@ def test_each_loss_in_score_pays_for_a_saving() -> None:
 
 def test_cards_have_few_words() -> None:
     runs = [trained("e5-small-ru", "lora", settings={"adapter.config.r": "8"}), trained("gru")]
-    large = [replace(r, metrics=r.metrics | {"peak_memory_mb": 5.0, "total_parameters": 3e7})
-             for r in runs]  # fmt: skip
+    large = [
+        replace(run, metrics=run.metrics | dict.fromkeys(
+            ("train_seconds", "trainable_parameters", "peak_memory_mb"), 5.0 + i
+        ) | {"total_parameters": 3e7})
+        for i, run in enumerate(runs)
+    ]  # fmt: skip
     for language in LANGUAGES:
         locale = Locale(language)
         found = choices(one_table(*large), locale)
@@ -240,6 +244,12 @@ def test_cards_have_few_words() -> None:
             shown = (card.name, card.number, card.reason, card.badge and locale(card.badge),
                      locale(f"limit_name_{card.limit}"))  # fmt: skip
             assert len(" ".join(shown).split()) <= 15
+
+
+def test_equal_costs_are_not_called_the_lowest() -> None:
+    """Two learning rates of one approach have the same parameters."""
+    runs = [trained(settings={"trainer.lr": lr}, train_seconds=float(lr)) for lr in ("1", "2")]
+    assert [card.limit for card in choices(one_table(*runs), EN)] == ["time", "quality"]
 
 
 def test_memory_is_compared_only_on_one_kind_of_device() -> None:
@@ -332,6 +342,7 @@ def test_the_fastest_is_the_fastest_of_those_measured(unmeasured: str, fastest: 
     for run in runs:
         if run.model == unmeasured:
             del run.metrics["train_seconds"]
+        run.metrics["trainable_parameters"] += len(run.model)
     cards = {card.limit: card for card in choices(one_table(*runs), EN)}
     assert f"{fastest} trains fastest of those measured, in " in cards["time"].text
     assert cards["time"].reason.startswith("trains fastest of those measured; weighted F1")

@@ -19,7 +19,9 @@ NAME = "a-checkpoint-with-a-very-long-name"
 
 @pytest.fixture(scope="module")
 def document() -> Document:
-    runs = [trained(NAME, "lora", test_f1_weighted=0.95), trained("tfidf", test_f1_weighted=0.8)]
+    costs = {"train_seconds": 200.0, "trainable_parameters": 2000.0}
+    runs = [trained(NAME, "lora", test_f1_weighted=0.95),
+            trained("tfidf", test_f1_weighted=0.8, **costs)]  # fmt: skip
     return build(Collected(experiment="example", runs=runs), {}, None, EN)
 
 
