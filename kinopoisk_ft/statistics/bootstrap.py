@@ -23,7 +23,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 # Significance level of all tests.
 ALPHA = 0.05
-# Resamples are drawn in blocks of at most this many int64 counts (32 MB) to limit memory.
+# Resamples are drawn in blocks, whose arrays have at most this many numbers (32 MB) each.
 CHUNK = 4_000_000
 
 
@@ -79,7 +79,7 @@ def resample(
     n = int(counts.sum())
     # The 0 makes these draws independent of those with `seeds.STREAM`.
     rng = np.random.default_rng((0, seed))
-    block = max(1, CHUNK // len(counts))
+    block = max(1, CHUNK // max(into.shape))
     blocks = []
     for start in range(0, resamples, block):
         # Counts of n draws with replacement have a multinomial distribution.

@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from kinopoisk_ft.statistics import bootstrap
 from kinopoisk_ft.statistics.bootstrap import (
     estimate_mean,
     p_value,
@@ -65,6 +66,26 @@ def test_bootstrap_is_that_of_scipy(classes: int) -> None:
     assert np.std(drawn[:, 0] - drawn[:, 1]) == pytest.approx(expected.standard_error, rel=0.05)
     ends = expected.confidence_interval
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
+
+
+def test_blocks_change_no_resample_and_limit_the_confusion_matrices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 20 classes, the matrices of a resample are larger than the number of reviews."""
+    rng, sizes = np.random.default_rng(0), []
+    labels, predicted = rng.integers(0, 20, 50), rng.integers(0, 20, (2, 50))
+    whole = resample(labels, predicted, 20, resamples=200)
+
+    def score(matrices: np.ndarray) -> dict[str, np.ndarray]:
+        sizes.append(matrices.size)
+        return scores(matrices)
+
+    monkeypatch.setattr(bootstrap, "CHUNK", 10_000)
+    monkeypatch.setattr(bootstrap, "scores", score)
+    found = resample(labels, predicted, 20, resamples=200)
+    assert max(sizes) <= 10_000
+    for metric, values in whole.items():
+        np.testing.assert_array_equal(found[metric].resampled, values.resampled)
 
 
 def test_accuracy_of_one_run_has_the_binomial_error() -> None:
