@@ -94,7 +94,7 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert "Second is bert 178M; difference from bert 178M + LoRA: " in best
     assert "(as good at a margin of 0.02; 95% bounds" in best
     assert "(worse by more than 0.02; 95% bounds" in mamba
-    assert "As good at a margin of 0.02: bert 178M; of these and" in whole["recommendations"][-1]
+    assert "As good at a margin of 0.02: bert 178M." in whole["recommendations"][-1]
     verdicts = {row["approach"]: row["verdict_0.02"] for row in whole["rows"]}
     assert verdicts["bert 178M"] == "as good"
     assert verdicts["mamba 178M"] == "worse"
