@@ -9,6 +9,17 @@ from typing import Any
 
 from kinopoisk_ft.text import hide_password, replace_controls
 
+# Messages of RuntimeErrors, because only PyTorch's CUDA allocator raises a special exception.
+# oneDNN reports a lack of memory as a primitive that it could not create.
+OUT_OF_MEMORY = (
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "could not create a primitive",
+)
+
 
 class UserError(Exception):
     """Raised when the user can correct the problem.
@@ -64,6 +75,14 @@ def first_line(error: BaseException) -> str:
     """
     # MLflow, for example, quotes the URI of the store.
     return hide_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that memory ran out, on any device."""
+    # The class is compared by its name, because importing torch would delay every message.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def install_extra(extra: str) -> str:

@@ -35,7 +35,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
 
     If the hub does not answer a test request, the block runs in offline mode. Cached files then
     load, and other files fail immediately instead of after a timeout. Unrelated errors, such as a
-    full disk, are raised unchanged.
+    full disk or a lack of memory, are raised unchanged.
 
     Args:
         kind: what is loaded, for messages: model, tokenizer or data set.
@@ -244,8 +244,10 @@ def _is_refusal(error: Exception) -> bool:
     AttributeError for a list instead of a string.
     """
     # If files are missing, transformers raises a bare OSError without errno.
-    if isinstance(error, (OSError, MemoryError, UserError)):
+    if isinstance(error, (OSError, UserError)):
         return type(error) is OSError and error.errno is None
+    if is_out_of_memory(error):
+        return False
     frames = traceback.walk_tb(error.__traceback__)
     return any(f.f_globals.get("__name__", "").startswith("transformers.") for f, _ in frames)
 

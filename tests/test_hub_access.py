@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -290,4 +291,15 @@ def test_a_broken_folder(tmp_path: Path, name: str, content: bytes, kind: Any) -
 def test_unrelated_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, access_hub("file", "x", FIX):
         raise error
+    assert caught.value is error
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path)
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr(BertModel, "__init__", Mock(side_effect=error))
+    with pytest.raises(RuntimeError) as caught, access_hub("model", str(tmp_path), FIX):
+        AutoModel.from_pretrained(str(tmp_path))
     assert caught.value is error

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line, is_out_of_memory
 
 INDEX = "model.safetensors.index.json"
 INDEXES = (INDEX, "pytorch_model.bin.index.json")
@@ -123,7 +123,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def explain_load_errors(place: Path) -> Iterator[None]:
-    """Convert errors caused by damaged or mismatched model files to UserError.
+    """Convert errors caused by damaged or mismatched model files, or a lack of memory, to UserError.
 
     Libraries raise all kinds of exceptions if a config or the weights are not what they expect.
     """
@@ -132,6 +132,12 @@ def explain_load_errors(place: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"memory ran out while the model was loaded: {first_line(error)}",
+                where=str(place),
+                fix="end other programs, use a smaller model, or use a machine with more memory",
+            ) from error
         # The message of `load_state_dict` lists every missing weight, so keep only its start.
         reason = " ".join(str(error).split())[:200]
         raise UserError(

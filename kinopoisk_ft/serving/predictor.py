@@ -20,6 +20,7 @@ from kinopoisk_ft.models.tfidf import load_estimator
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device, limit_threads
 from kinopoisk_ft.training.evaluate import predict
+from kinopoisk_ft.training.memory import explain_out_of_memory
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
@@ -85,7 +86,8 @@ class Predictor:
             device = "cpu"
         self.precision = Precision("fp32", choose_device(device))
         module, self.tokenizer, _ = load_network(folder)
-        self.module = module.to(self.precision.device)
+        with explain_out_of_memory("loading the model"):
+            self.module = module.to(self.precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compute the class probabilities (N, classes) of N texts.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from kinopoisk_ft.errors import UserError, first_line
+from kinopoisk_ft.errors import UserError, first_line, is_out_of_memory
 from kinopoisk_ft.training.acceleration.gradient_checkpointing import replace_recomputation
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import release_freed_memory, to_device
@@ -31,16 +31,6 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# Messages of RuntimeErrors, because only PyTorch's CUDA allocator raises a special exception.
-# oneDNN reports a lack of memory as a primitive that it could not create.
-MESSAGES = (
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "could not create a primitive",
-)
 # Ratio of the peak memory of a forward and backward pass to the bytes saved between them. It is 1.0
 # to 1.6 for BERT and Mamba with 64 to 512 tokens; the rest is for evaluation and other processes.
 PEAK_FACTOR = 2
@@ -55,13 +45,6 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
 # If there is no limit, cgroups v1 report a number near 2**63 as the limit.
 UNLIMITED = 2**60
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that memory ran out, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in MESSAGES)
 
 
 @contextmanager

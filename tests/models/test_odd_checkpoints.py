@@ -225,3 +225,13 @@ def test_a_mamba_config_with_wrong_types_is_refused(damage: dict[str, Any], tmp_
         with pytest.raises(UserError, match="damaged or incomplete") as raised:
             build()
         assert raised.value.where == str(base)
+
+
+def test_a_mamba_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path: Path) -> None:
+    base = shutil.copytree(tiny.mamba(), tmp_path / "base")
+    # The embeddings would need more than 1 PiB.
+    change(base / "config.json", vocab_size=2**50)
+    recipe = instantiate(compose_config(["model=mamba", f"model.name={base}"]).model)
+    with pytest.raises(UserError, match="memory ran out while the model was loaded") as raised:
+        recipe.build(NAMES, None)
+    assert raised.value.where == str(base)

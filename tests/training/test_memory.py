@@ -18,12 +18,12 @@ from networks import make
 from short_fit import Recorder, examples, short_fit, train_examples, weights
 from torch import nn
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, is_out_of_memory
 from kinopoisk_ft.training import loop
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 from kinopoisk_ft.training.distributed import strategy
 from kinopoisk_ft.training.evaluate import evaluate, predict
-from kinopoisk_ft.training.memory import halve_on_out_of_memory, is_out_of_memory
+from kinopoisk_ft.training.memory import halve_on_out_of_memory
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
