@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     check_packages()
     folder = find_model_folder(args.model, args.uri)
     # For a run id, the model folder is temporary.
-    beside = folder.parent if Path(args.model).is_dir() else Path()
+    beside = folder.parent if Path(args.model).expanduser().is_dir() else Path()
     output: Path = args.output or beside / "onnx"
     check = export_onnx(folder, output, args.int8, args.keep_adapter)
     size = sum(file.stat().st_size for file in output.iterdir())

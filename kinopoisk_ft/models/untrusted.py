@@ -123,7 +123,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def explain_load_errors(place: Path) -> Iterator[None]:
-    """Convert errors caused by damaged or mismatched model files, or a lack of memory, to UserError.
+    """Convert errors caused by damaged or mismatched files, or a lack of memory, to UserError.
 
     Libraries raise all kinds of exceptions if a config or the weights are not what they expect.
     """

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.models.card import CARD
 from kinopoisk_ft.text import hide_password
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def find_model_folder(name: str, uri: str | None = None) -> Path:
-    """Return the model folder, which contains kinopoisk_ft.json.
+    """Return the absolute path of the model folder, which contains kinopoisk_ft.json.
 
     Args:
         name: a model folder, an output_dir, or a run id in the MLflow store.
@@ -26,7 +26,8 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
     Raises:
         UserError: the folder or run does not exist, or has no model.
     """
-    folder = Path(name).expanduser()
+    # Callers use the parent and the name of the folder, which "." does not have.
+    folder = Path(os.path.abspath(Path(name).expanduser()))
     # The methods of `Path` would raise an error for names that are longer than a file name can be.
     for candidate in (folder, folder / "model"):
         if os.path.isfile(candidate / CARD):
@@ -47,20 +48,29 @@ def _download_model(run_id: str, uri: str | None) -> Path:
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
     uri = uri or default_uri()
-    client = open_store(uri)
     try:
+        client = open_store(uri)
         run = client.get_run(run_id)
-    except MlflowException as error:
+    except (UserError, MlflowException) as error:
+        # If the user mistyped the name of a folder, there may be no store at all.
+        fix = getattr(error, "fix", None) or "choose it in the MLflow UI, or set another --uri"
         raise UserError(
-            f"'{run_id}' is neither a folder nor a run in the store",
+            f"'{run_id}' is neither a folder nor a run in the store: {first_line(error)}",
             where=hide_password(uri),
-            fix="use a model folder or a run id from the MLflow UI, or set --uri to another store",
+            fix=f"correct the path of the folder or, for the id of a run, {fix}",
         ) from error
     if run.outputs and run.outputs.model_outputs:
         model_id = run.outputs.model_outputs[0].model_id
         # MLflow looks for models:/ URIs in the default store of this process.
         mlflow.set_tracking_uri(uri)
-        local = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+        try:
+            local = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"the model of run '{run_id}' cannot be downloaded: {first_line(error)}",
+                where=hide_password(uri),
+                fix="use the output_dir of the run, if it still exists",
+            ) from error
         # MLflow saves the folder `model` of the run as an artifact of the pyfunc model.
         return local / "artifacts" / "model"
     return _find_recorded_folder(client, run_id, uri)
@@ -71,7 +81,7 @@ def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
 
     # With tracking.log_model=false, the store contains only the path of the model folder.
     try:
-        result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())
+        result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_bytes())
         folder = Path(result["model_dir"])
         exists = (folder / CARD).is_file()
     except (MlflowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
