@@ -119,7 +119,8 @@ def upload(
 
     Raises:
         UserError: there is no valid token, the repository exists (or, with `update`, does not
-            exist), it belongs to someone else, or the hub cannot be reached.
+            exist), it belongs to someone else, the hub refuses the metadata of README.md, or it
+            cannot be reached.
     """
     if get_token() is None:
         raise UserError("you are not logged in to the hub", where=constants.ENDPOINT, fix=_LOGIN)
@@ -138,7 +139,8 @@ def upload(
             operations += [CommitOperationDelete(x) for x in sorted(old) if _matches(x, replaced)]
         api.create_commit(name, operations, commit_message="Upload the model")
     except Exception as error:
-        if not (_is_http(error) or isinstance(error, OfflineModeIsEnabled)):
+        # huggingface_hub raises ValueError if the hub refuses the metadata of README.md.
+        if not (_is_http(error) or isinstance(error, (OfflineModeIsEnabled, ValueError))):
             raise
         what, fix = _explain_upload(error, name, created)
         if created:
@@ -169,7 +171,10 @@ def _explain_upload(error: Exception, name: str, created: bool) -> tuple[str, st
     if status == 409 and not created:
         fix = "choose another name, or pass --update to replace its model"
         return f"the repository '{name}' exists already", fix
-    return f"the upload to '{name}' failed: {_shorten(error)}", "check the connection and try again"
+    failed = f"the upload to '{name}' failed: {_shorten(error)}"
+    if "README.md" in failed:
+        return failed, "correct README.md in the model folder"
+    return failed, "check the connection and try again"
 
 
 def _ask_hub() -> str:

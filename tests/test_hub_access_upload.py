@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, HubServer
+from hub_server import INVALID, TOKEN, HubServer
 from huggingface_hub import constants
 
 from kinopoisk_ft.errors import UserError
@@ -87,6 +87,15 @@ def test_an_upload_that_fails_after_the_creation_says_how_to_repeat_it(
     with pytest.raises(UserError) as raised:
         upload("me/one", {"a.json": b"1"})
     assert "also pass --update" in raised.value.fix
+
+
+def test_metadata_that_the_hub_refuses() -> None:
+    files = {"README.md": f"---\n{INVALID}\n---\n".encode()}
+    with pytest.raises(UserError, match=f"Invalid metadata in README.md. - {INVALID}") as raised:
+        upload("me/one", files)
+    assert "correct README.md in the model folder" in raised.value.fix
+    assert "also pass --update" in raised.value.fix
+    assert upload("me/one", {"README.md": b"---\nlicense: mit\n---\n"}, update=True)
 
 
 @pytest.mark.parametrize("name", ["one", "me/one/two", "me/о", "me/a b", "../x", ""])

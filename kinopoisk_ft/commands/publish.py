@@ -19,7 +19,7 @@ Only the model, its tokenizer and its model card (README.md) are uploaded: no re
 predictions and no paths of this machine. To change the card, edit README.md in the model folder.
 """
 # A part of the empty model card that PEFT wrote in earlier versions.
-TEMPLATE_MARK = "[More Information Needed]"
+TEMPLATE_MARK = b"[More Information Needed]"
 
 
 @handle_errors
@@ -104,7 +104,7 @@ def _complete_card(folder: Path) -> None:
     from kinopoisk_ft.reporting.model_card import README, write_model_card
 
     file = folder / README
-    if file.is_file() and TEMPLATE_MARK not in file.read_text("utf-8"):
+    if file.is_file() and TEMPLATE_MARK not in file.read_bytes():
         return
     # `write_model_card` reads the files of the run, and writes to its subfolder `model`.
     if folder.name != "model" or not (folder.parent / "predictions.parquet").is_file():

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import ModelCard
+from yaml import YAMLError
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.models.card import ALL_FILES, BASE, VOCABULARIES, read_card
 from kinopoisk_ft.models.untrusted import read_json_object
 
@@ -60,12 +61,20 @@ def list_skipped(folder: Path, uploads: dict[str, Path | bytes]) -> list[str]:
 def _prepare(file: Path, folder: Path, base: str | None) -> Path | bytes:
     if file.suffix in BINARY or file.name in VOCABULARIES:
         return file
-    text = file.read_text("utf-8")
-    if file.name == "README.md" and base:
-        written = ModelCard(text)
-        # The Hub reads the base model from the metadata at the start of README.md.
-        written.data["base_model"] = base
-        text = f"{written}\n"
+    # Users may edit README.md.
+    try:
+        text = file.read_text("utf-8")
+        if file.name == "README.md" and base:
+            written = ModelCard(text)
+            # The Hub reads the base model from the metadata at the start of README.md.
+            written.data["base_model"] = base
+            text = f"{written}\n"
+    except (ValueError, YAMLError) as error:
+        raise UserError(
+            f"{file.name} cannot be read: {first_line(error)}",
+            where=str(file),
+            fix="save the file as UTF-8, with YAML between the lines ---",
+        ) from error
     if file.suffix == ".json":
         values = read_json_object(file)
         changed = _replace_paths(values, base)

@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 BRANCH = "main"
 # A file with this name makes a repository gated.
 GATED = ".gated"
+# A README.md with this text has invalid metadata.
+INVALID = "license: mine"
 # The only token that may write, and the only owner whose repositories it may write.
 TOKEN, OWNER = "hf_stand_in", "me"
 
@@ -179,7 +181,8 @@ def _change(hub: HubServer, parts: list[str], body: bytes) -> Answer:
         hub.private[f"{owner}/{name}"] = bool(private)
         return _json({"url": f"{hub.url}/{owner}/{name}"})
     if parts[-1] == "validate-yaml":
-        return _json({"errors": [], "warnings": []})
+        errors = [{"message": INVALID}] if INVALID in lines[0]["content"] else []
+        return (400 if errors else 200), *_json({"errors": errors, "warnings": []})[1:]
     repo = hub.root / "models" / parts[2] / parts[3]
     if not repo.is_dir():
         return _error(404, "RepoNotFound", "Repository not found")

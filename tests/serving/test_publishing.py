@@ -72,6 +72,14 @@ def test_other_paths_of_this_machine_are_refused(
     assert "README.md" in list_uploads(tmp_path / "model")
 
 
+@pytest.mark.parametrize("card", ["Модель".encode("cp1251"), b"---\nlanguage: [ru\n---\n"])
+def test_an_unreadable_card_is_refused(tmp_path: Path, card: bytes) -> None:
+    save("bert", "lora", tmp_path)
+    (tmp_path / "README.md").write_bytes(card)
+    with pytest.raises(UserError, match=r"README\.md cannot be read"):
+        list_uploads(tmp_path, "some/base")
+
+
 def test_an_existing_path_in_the_options_of_a_model_is_refused(tmp_path: Path) -> None:
     save("bert", "none", tmp_path)
     card = json.loads((tmp_path / "kinopoisk_ft.json").read_text("utf-8"))
