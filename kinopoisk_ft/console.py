@@ -35,9 +35,10 @@ DEFAULT_THRESHOLDS = gc.get_threshold()
 def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a command so that it prints a UserError, and returns an exit code.
 
-    The exit code is 1 after a UserError, and 0 if the command returns None. Write errors do not
-    stop the command. If the reader of a pipe stops early (`| head`), the exit code does not change.
-    Other write errors, such as a full disk, are printed, and the exit code is nonzero.
+    The exit code is 1 after a UserError, 130 after Ctrl-C, and 0 if the command returns None. Write
+    errors do not stop the command. If the reader of a pipe stops early (`| head`), the exit code
+    does not change. Other write errors, such as a full disk, are printed, and the exit code is
+    nonzero.
     """
 
     @wraps(main)
@@ -52,6 +53,10 @@ def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            # Shells report 128 plus the number of the signal, which is 2 for SIGINT (Ctrl-C).
+            code = 130
         finally:
             sys.stdout.flush()
         if _Output.failure:
@@ -71,7 +76,7 @@ def _restart_in_utf8() -> None:
 
 
 def prepare_output() -> None:
-    """Let standard output and standard error accept any character.
+    """Let standard output and standard error accept any character, and replace closed streams.
 
     If a later write to a file or a pipe fails, no exception is raised, and the remaining output is
     discarded (see `handle_errors`). If a write to a terminal or a notebook fails, an exception is
@@ -80,6 +85,8 @@ def prepare_output() -> None:
     # If the disk of run.log is full, each message would otherwise print a traceback.
     logging.raiseExceptions = False
     _open_closed_descriptors()
+    # A stream is None if its descriptor was closed when Python started.
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.BytesIO(), "utf-8")
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)
     sys.stderr = _wrap_stream(sys.stderr, sys.__stderr__)
 
@@ -95,7 +102,6 @@ def _open_closed_descriptors() -> None:
 
 
 def _wrap_stream(stream: Any, original: Any) -> TextIO:
-    # The stream is None if its descriptor was closed when Python started.
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if stream is original and not stream.isatty():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kinopoisk_ft.console import ERROR_HANDLER, open_terminal, prepare_output
+from kinopoisk_ft.console import ERROR_HANDLER, handle_errors, open_terminal, prepare_output
 
 # A command like the others, without their imports: non-ASCII text, work, and more text.
 COMMAND = """
@@ -22,6 +22,7 @@ import pathlib, sys
 from kinopoisk_ft.console import handle_errors
 @handle_errors
 def main():
+    assert sys.stdin.buffer.readable()
     for _ in range(3000):
         print("0,91 ± 0,02 − Фильм ∀")
     print("error: Фильм", file=sys.stderr)
@@ -47,9 +48,9 @@ def command(
 
 
 @pytest.mark.parametrize(
-    "shell", ["{} | head -1", "{} >&-", "{} 2>&-", "{} >&- 2>&- <&-", "{} 2>&1 | head -1"]
+    "shell", ["{} | head -1", "{} >&-", "{} 2>&-", "{} <&-", "{} >&- 2>&- <&-", "{} 2>&1 | head -1"]
 )
-def test_an_output_that_nobody_reads_changes_nothing(shell: str, tmp_path: Path) -> None:
+def test_streams_that_nobody_uses_change_nothing(shell: str, tmp_path: Path) -> None:
     assert command(tmp_path, shell).returncode == 0
 
 
@@ -78,6 +79,15 @@ def test_an_encoding_shows_what_it_can(encoding: str, shown: str, tmp_path: Path
 def test_the_c_locale_is_left_for_utf_8(tmp_path: Path) -> None:
     done = command(tmp_path, LC_ALL="C", PYTHONUTF8="0")
     assert done.stdout.decode("utf-8").splitlines()[0] == "0,91 ± 0,02 − Фильм ∀"
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @handle_errors
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_error_handler_only_encodes() -> None:
