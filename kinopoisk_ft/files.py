@@ -133,8 +133,9 @@ def check_writable(file: Path, asked_by: str) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # A file is written under another name and renamed, which would replace /dev/stdout.
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "this is not a regular file")
         # Only the temporary file is created, because `file` may contain an earlier result.
         temporary_path(file).touch()
         temporary_path(file).unlink()

@@ -14,7 +14,7 @@ from tracked import offline, tracker
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_atomically, write_folder_atomically
+from kinopoisk_ft.files import check_writable, write_atomically, write_folder_atomically
 from kinopoisk_ft.models.card import CARD, read_card
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.search.study import JOURNAL, open_study
@@ -130,3 +130,14 @@ def test_killed_runs_outside_any_store_are_closed_too(tmp_path: Path) -> None:
     assert ended[-1]["status"] == "KILLED"
     # Nobody knows when the process died, but it lived until its last event.
     assert ended[-1]["time"] == ended[1]["time"] == 4_000_000_000_000
+
+
+def test_only_a_regular_file_can_be_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(UserError, match="this is not a regular file"):
+            check_writable(tmp_path / name, "--html")
+    (tmp_path / "page").write_text("old")
+    check_writable(tmp_path / "page", "--html")
+    assert {file.name for file in tmp_path.iterdir()} == {"pipe", "folder", "page"}
