@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         # The first 60 characters are enough to recognize a review in the printed table.
         shown = predicted.assign(text=[to_one_line(text)[:60] for text in texts])
+        # The class names in a model folder of somebody else may contain control characters.
+        shown["label"] = shown["label"].map(to_one_line)
+        shown = shown.rename(columns=to_one_line)
         print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 

@@ -1,4 +1,4 @@
-"""Test that `kinopoisk-ft predict` imports only what a model needs; imports take most time."""
+"""Test that `kinopoisk-ft predict` imports only what a model needs, and prints safe text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kinopoisk_ft.cli import main
 from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.models.tfidf import KIND, Tfidf
 
@@ -37,3 +38,13 @@ def test_tfidf_predicts_without_mlflow_peft_and_transformers(folder: Path) -> No
     )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
     assert done.stdout.splitlines()[1].split()[0] == "Good"
+
+
+def test_class_names_cannot_control_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Card(KIND, ["Bad\x1b[2J", "Go\nod\x1b[2J"], 0).write(folder)
+    assert main(["predict", str(folder), "Хороший фильм"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["label", "p_Bad\ufffd[2J", "p_Go", "od\ufffd[2J", "text"]
+    assert row.startswith("Go od\ufffd[2J")
