@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from kinopoisk_ft.config.help import (
     find_config_dirs,
 )
 from kinopoisk_ft.console import handle_errors, prepare_output
-from kinopoisk_ft.errors import RunError, UserError
+from kinopoisk_ft.errors import RunError, UserError, suggest_name
 from kinopoisk_ft.files import prepare_caches
 from kinopoisk_ft.training.distributed import torchrun
 
@@ -85,6 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     if args[0] == "train":
         args = args[1:]
+    elif re.fullmatch(r"\w[\w-]*", args[0]):
+        fix = suggest_name(args[0], ["train", *COMMANDS])
+        error = UserError(f"there is no command '{args[0]}'", fix=fix)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if {"--help", "-h"} & set(args):
         print(build_help(find_config_dirs(args)))
         return 0

@@ -39,6 +39,15 @@ def test_every_command_has_a_module_and_help(capsys: pytest.CaptureFixture[str])
     assert "kinopoisk-ft train model=bert" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("word", "fix"), [("repot", "did you mean 'report'?"), ("xyz", "valid names: compare, doctor")]
+)
+def test_a_mistyped_command(capsys: pytest.CaptureFixture[str], word: str, fix: str) -> None:
+    assert cli.main([word, "seed=1"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: there is no command '{word}'\n  to do: {fix}")
+
+
 def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
