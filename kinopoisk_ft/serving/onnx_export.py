@@ -142,10 +142,10 @@ def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -
             fix="leave out --keep-adapter",
         )
     # An earlier export may be replaced, but other files may not.
-    taken = output.is_dir() and any(output.iterdir())
+    taken = output.is_file() or (output.is_dir() and any(output.iterdir()))
     if taken and not ((output / CARD).is_file() and read_card(output).kind == OnnxLayout.name):
         raise UserError(
-            "the output folder contains files that do not belong to an exported model",
+            "the output is or contains a file that does not belong to an exported model",
             where=str(output),
             fix="set --output to a new folder",
         )
