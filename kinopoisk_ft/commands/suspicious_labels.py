@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="table to write, all rows")
     args = parser.parse_args(argv)
     if args.output:
+        # A mistyped command must not overwrite the predictions of a run.
+        if args.output.suffix != ".csv":
+            raise UserError(f"cannot write '{args.output.suffix}' files", where=str(args.output),
+                            fix="set --output to a file name that ends in .csv")  # fmt: skip
         check_writable(args.output, "--output")
     found, count = find_suspicious(args.runs)
     print(_format(found, count))

@@ -73,6 +73,16 @@ def test_one_run_checks_its_test_reviews(
     assert written["film"].isna().all()
 
 
+def test_predictions_are_not_overwritten(
+    folds: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folds[1] / "predictions.parquet"
+    before = file.read_bytes()
+    assert main([str(folds[0]), "--output", str(file)]) == 1
+    assert "a file name that ends in .csv" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 def test_runs_that_do_not_fit_together_are_refused(folds: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two runs have the same test review"):
         find_suspicious([folds[0], folds[0]])
