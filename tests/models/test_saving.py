@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from networks import ADAPTERS, KINDS, NAMES, make
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from quick import quick
 from safetensors.torch import load_file, save_file
 from saved_networks import TEXTS, run_fork, save, train_a_little
-from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    MambaModel,
+    pipeline,
+)
 
 from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
@@ -125,6 +133,32 @@ def test_an_adapter_names_the_revision_of_its_base(tmp_path: Path) -> None:
     save_network(network, adapted, tokenizer, card, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     assert (config["revision"], read_card(tmp_path).revision) == ("v1", "v1")
+
+
+def test_peft_loads_the_recorded_revision_of_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is in the cache of the hub, with other weights in its main branch."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--study--base"
+    (repo / "refs").mkdir(parents=True)
+    for branch, commit in (("v1", "1" * 40), ("main", "2" * 40)):
+        (repo / "refs" / branch).write_text(commit)
+        shutil.copytree(tiny.bert(), repo / "snapshots" / commit)
+    # This folder is the last one, which belongs to the main branch.
+    file = repo / "snapshots" / commit / "model.safetensors"
+    changed = {name: weight + 0.1 for name, weight in load_file(file).items()}
+    save_file(changed, file, metadata={"format": "pt"})
+    expected = save(
+        "bert", "lora", tmp_path / "model", "model.name=study/base", "model.revision=v1"
+    )
+    torch.testing.assert_close(Predictor(tmp_path / "model", "cpu").logits(TEXTS), expected)
+    folder = str(tmp_path / "model")
+    module = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = pad(tokenizer(TEXTS)["input_ids"], tokenizer.pad_token_id)
+    with torch.no_grad():
+        torch.testing.assert_close(module.eval()(**inputs).logits, expected)
 
 
 def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
