@@ -119,6 +119,13 @@ def test_intervals_draw_whole_films(
     assert ("groups of test reviews" in text) == bool(films)
 
 
+def test_peft_gets_the_number_of_classes(tmp_path: Path) -> None:
+    """Otherwise, it would build a head for two classes."""
+    write_model_card(write_run(tmp_path), {**CARD, "kind": "hf"})
+    text = (tmp_path / "model" / "README.md").read_text("utf-8")
+    assert 'AutoPeftModelForSequenceClassification.from_pretrained("model", num_labels=2)' in text
+
+
 def test_the_card_describes_the_run_without_texts_and_folders(tmp_path: Path) -> None:
     warning = "The loss has not fallen."
     metrics = {"leakage_pretraining": 2.0, "test_ece": 0.123, "characters_seen_share": 0.4}
