@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     from kinopoisk_ft.tracking.store import absolute_uri, ensure_store
 
     uri = absolute_uri(args.uri)
+    # MLflow's UI opens only databases and folders.
+    if uri.startswith(("http://", "https://")):
+        print(f"open {hide_password(uri)} in a browser: this server shows its own UI")
+        return 0
     # MLflow does not create a store atomically, so an interruption could leave an incomplete one.
     ensure_store(uri)
     # The last part of the address selects the menu for model training.

@@ -42,3 +42,12 @@ def test_a_database_of_another_program_is_refused(
     assert main(["--uri", f"sqlite:///{file}"]) == 1
     assert "not an MLflow store" in capsys.readouterr().err
     assert file.read_bytes() == before
+
+
+def test_a_server_shows_its_own_ui(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep with such a store prints this command."""
+    monkeypatch.setattr(subprocess, "run", None)
+    assert main(["--uri", "http://me:secret@127.0.0.1:5000"]) == 0
+    assert "open http://me:***@127.0.0.1:5000 in a browser" in capsys.readouterr().out
