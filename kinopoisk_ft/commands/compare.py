@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,7 +178,14 @@ def _read_approaches(arguments: Sequence[str]) -> list[Approach]:
         if name in frames:
             raise UserError(f"two approaches have the name '{name}'", where=argument,
                             fix="name them: full=a.parquet lora=b.parquet")  # fmt: skip
-        frames[name] = [(file, read_table(file).frame) for file in files.split(",")]
+        paths = files.split(",")
+        if not (name and all(paths)):
+            raise UserError("a name or a file is missing", where=argument, fix="write name=file")
+        # The differences between seeds would seem to be smaller than they are.
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
+            raise UserError(f"the approach '{name}' has the same file twice", where=argument,
+                            fix="give one file for each seed")  # fmt: skip
+        frames[name] = [(file, read_table(file).frame) for file in paths]
     if len(frames) < 2:
         raise UserError("there is only one approach", where="the command line",
                         fix="give at least two: full=a.parquet lora=b.parquet")  # fmt: skip
