@@ -17,7 +17,7 @@ from typing import Any
 
 # Control characters except tab and line feed, direction overrides, and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_FORMULA = ("=", "+", "-", "@", "\t")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # An absolute path, or one that leaves the working directory, in a value such as `[/data/a.csv]`.
 # The slash of "owner/name" and of "https://" does not begin a path.
 _PATH = re.compile(r"""(?<![\w.:/\\~-])(?:file://|sqlite:///)?(?:\.\.|~[^/\\"',]*|[A-Za-z]:)?[/\\]

@@ -27,7 +27,7 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
         UserError: the folder or run does not exist, or has no model.
     """
     # Callers use the parent and the name of the folder, which "." does not have.
-    folder = Path(os.path.abspath(Path(name).expanduser()))
+    folder = Path(os.path.abspath(os.path.expanduser(name)))
     # The methods of `Path` would raise an error for names that are longer than a file name can be.
     for candidate in (folder, folder / "model"):
         if os.path.isfile(candidate / CARD):

@@ -44,15 +44,14 @@ class ReviewClassifier(PythonModel):
 def extract_texts(model_input: Any) -> list[str]:
     """Return a list of texts from MLflow's model input, which is a frame or a list."""
     if isinstance(model_input, pd.DataFrame):
-        # The name of a single column does not matter.
-        column = "text" if "text" in model_input else model_input.columns[0]
         if "text" not in model_input and model_input.shape[1] != 1:
             raise UserError(
                 f"there is no column 'text' among {', '.join(map(str, model_input.columns))}",
                 where="the model's input",
                 fix="rename the column of reviews to 'text'",
             )
-        model_input = model_input[column]
+        # The name of a single column does not matter.
+        model_input = model_input["text" if "text" in model_input else model_input.columns[0]]
     return list(model_input)
 
 

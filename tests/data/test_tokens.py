@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 from hostile import saved
@@ -187,6 +188,9 @@ def test_values_that_are_not_texts_are_refused(tmp_path: Path) -> None:
     for wrong in ("", " \n\t", "\ud83d", None, float("nan"), 5, ["а"]):
         with pytest.raises(UserError, match="the first is row 2"):
             predictor.predict(extract_texts([tiny.GOOD, wrong]))
+    # A request to MLflow's server may contain no record.
+    with pytest.raises(UserError, match="there is no column 'text'"):
+        extract_texts(pd.DataFrame())
 
 
 def test_ids_of_a_real_tokenizer(shared: Path) -> None:

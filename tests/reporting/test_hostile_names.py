@@ -86,6 +86,7 @@ def test_tables_have_no_formula(page: tuple[Path, str]) -> None:
                     number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell)
                     assert number or not cell.startswith(("=", "+", "-", "@"))
     assert escape_formula("=1+1") == "'=1+1"
+    assert escape_formula("\r=1+1") == "'\r=1+1"
     assert [escape_formula(value) for value in (-1.5, "bert + lora", "", None)] == [
         -1.5, "bert + lora", "", None
     ]  # fmt: skip
