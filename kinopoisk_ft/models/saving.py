@@ -38,7 +38,7 @@ from kinopoisk_ft.models.hf_classes import SavedClassifier
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
 from kinopoisk_ft.models.onnx_model import OnnxLayout
-from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
+from kinopoisk_ft.models.tokenizers import check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import (
     ADAPTER,
     check_adapter,
@@ -51,6 +51,8 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout(), OnnxLayout())
 }
+
+LOAD_FIX = "copy or download the whole model folder again; an adapter also needs its base model"
 
 
 def make_card(
@@ -192,7 +194,7 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
         check_adapter(folder)
         check_folder(source, CARD)
     with explain_load_errors(folder):
-        with access_hub("model", source, HUB_FIX):
+        with access_hub("model", source, LOAD_FIX):
             tokenizer = load_tokenizer(str(folder))
             module = layout.load(source, card, tokenizer, trained=not card.is_peft)
             layout.match_tokenizer(module, tokenizer, source)

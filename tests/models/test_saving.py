@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ def test_an_adapter_names_the_revision_of_its_base(tmp_path: Path) -> None:
     save_network(network, adapted, tokenizer, card, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     assert (config["revision"], read_card(tmp_path).revision) == ("v1", "v1")
+
+
+def test_the_fix_for_a_damaged_model_is_not_about_training(tmp_path: Path) -> None:
+    save("bert", "none", tmp_path)
+    # The head in this folder has two classes.
+    replace(read_card(tmp_path), class_names=["Bad", "Neutral", "Good"]).write(tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        load_network(tmp_path)
+    assert str(caught.value.fix).startswith("copy or download the whole model folder again")
 
 
 def test_peft_loads_the_recorded_revision_of_the_base(
