@@ -6,7 +6,6 @@ tensors are float32.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -114,23 +113,21 @@ def scan_backward(
     blocks = -(-x.width // cpu_backward.BLOCK)
     wide = (x.batch, x.length, x.width)
     grad_u, grad_delta, grad_z = (y.new_empty(wide) for y in (u, delta, z))
-    grad_A, grad_D = A.new_empty(A.shape), A.new_empty(x.width)
-    grad_B, grad_C = (A.new_empty(x.batch, x.length, x.states) for _ in "BC")
-    # One allocation for the partial gradients of A, B, C and D, which the kernel adds up.
-    sizes = [x.batch * x.states * x.width, *[blocks * grad_B.numel()] * 2, x.batch * x.width]
-    parts = A.new_empty(sum(sizes))
-    # Addresses count bytes, and a float32 has 4 bytes.
-    addresses = [parts.data_ptr() + 4 * start for start in accumulate([0, *sizes[:-1]])]
+    # The kernel writes partial sums: of A and D per row, of B and C per block of channels.
+    parts_A, parts_D = A.new_empty(x.batch, x.states, x.width), A.new_empty(x.batch, x.width)
+    parts_B, parts_C = (A.new_empty(blocks, x.batch, x.length, x.states) for _ in "BC")
     grad = layout.align_channels(grad)
-    # `cpu_backward` lists the fields in this order. The field 0 counts the finished tasks.
+    # `cpu_backward` lists the fields in this order.
+    results = (grad_u, grad_delta, grad_z, parts_A, parts_B, parts_C, parts_D)
     fields = [*x.fields, saved.data_ptr(), *layout.describe_memory(grad)]
-    fields += [*(g.data_ptr() for g in (grad_u, grad_delta, grad_z)), *addresses, 0, *A.shape]
-    fields += [g.data_ptr() for g in (grad_A, grad_B, grad_C, grad_D)]
+    fields += [g.data_ptr() for g in results]
     run_kernel(BACKWARD[u.dtype], x.batch * blocks, fields)
+    # PyTorch adds the parts in the same order with any number of threads.
+    grad_A = parts_A.sum(0).t()[: x.d_inner, : A.shape[1]].contiguous()
+    grad_B, grad_C = (layout.unpad(parts.sum(0), A.shape[1]) for parts in (parts_B, parts_C))
     grad_u, grad_delta, grad_D, grad_z = (
-        layout.unpad(g, x.d_inner) for g in (grad_u, grad_delta, grad_D, grad_z)
+        layout.unpad(g, x.d_inner) for g in (grad_u, grad_delta, parts_D.sum(0), grad_z)
     )
-    grad_B, grad_C = layout.unpad(grad_B, A.shape[1]), layout.unpad(grad_C, A.shape[1])
     return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z
 
 

@@ -4,9 +4,8 @@ A task is one row of the batch and one block of channels. The chunks of a row ar
 in time.
 
 The gradients of B and C are sums over channels, and the gradients of A and D are sums over rows, so
-several tasks contribute to each of them. Each task writes its partial sums to separate memory.
-After the last task, the partial sums are added in a fixed order, so that the result does not depend
-on the number of threads.
+several tasks contribute to each of them. Each task writes its partial sums to separate memory, and
+the caller adds them, so that the result does not depend on the number of threads.
 
 The int64 table of the kernel (see simd/threads.py) contains:
 
@@ -14,8 +13,6 @@ The int64 table of the kernel (see simd/threads.py) contains:
 - 1 to 19: the fields of `ScanInputs`
 - 20: the address of the saved states
 - 21 to 30: the fields of `Gradients`
-- 31: the number of finished tasks
-- 32 to 37: the fields of `GradientSums`
 """
 
 from __future__ import annotations
@@ -40,19 +37,11 @@ from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.simd.load_store import allocate, load, prefetch, store, zero_padding
 from kinopoisk_ft.ops.simd.math import LN_2, sigmoid
 from kinopoisk_ft.ops.simd.register import LANES, splat
-from kinopoisk_ft.ops.simd.threads import (
-    as_bfloat16,
-    as_float32,
-    finish_task,
-    take_task,
-    wait_for_tasks,
-)
+from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, take_task
 
 _f = np.float32
 # Channels per task.
 BLOCK = 128
-# Each part of the final sums computes this many elements of the gradient of B or of C.
-_ELEMENTS = 4096
 
 
 class Gradients(NamedTuple):
@@ -73,20 +62,6 @@ class Gradients(NamedTuple):
     B: Any
     C: Any
     # One gradient per row: (batch, width).
-    D: Any
-
-
-class GradientSums(NamedTuple):
-    """The shape of A, and pointers to the final gradients of A, B, C and D."""
-
-    d_inner: int
-    d_state: int
-    # (d_inner, d_state), without padding.
-    A: Any
-    # (batch, length, states).
-    B: Any
-    C: Any
-    # (width,).
     D: Any
 
 
@@ -239,9 +214,8 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
         as_float32(table[27]), as_float32(table[28]), as_float32(table[29]), as_float32(table[30]),
     )  # fmt: skip
     blocks = (inputs.width + BLOCK - 1) // BLOCK
-    tasks = inputs.batch * blocks
     task = take_task(table)
-    while task < tasks:
+    while task < inputs.batch * blocks:
         row, origin = inputs.order[task // blocks], task % blocks * BLOCK
         channels, real = min(BLOCK, inputs.width - origin), inputs.lengths[row]
         scratch.grad_h[:] = 0
@@ -252,15 +226,6 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
             chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))
             _backpropagate_chunk(inputs, chunk, grads, scratch, saved)
         _store_row_gradients(inputs, row, origin, channels, grads, scratch)
-        finish_task(table, 31)
-        task = take_task(table)
-    wait_for_tasks(table, 31, tasks)
-    sums = GradientSums(
-        table[32], table[33], as_float32(table[34]), as_float32(table[35]), as_float32(table[36]),
-        as_float32(table[37]),
-    )  # fmt: skip
-    # Task numbers from `tasks` on are parts of the final sums.
-    while _add_parts(inputs, grads, task - tasks, sums):
         task = take_task(table)
     restore_mode(mode)
 
@@ -279,56 +244,3 @@ def scan_backward_bfloat16(table: Any) -> None:
         table, as_bfloat16(table[7]), as_bfloat16(table[13]), as_bfloat16(table[21]),
         as_bfloat16(table[24]), as_bfloat16(table[26]),
     )  # fmt: skip
-
-
-@njit(**OPTIONS)
-def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
-    result = load(parts, i)
-    for n in range(1, count):
-        result = result + load(parts, n * stride + i)
-    return result
-
-
-@njit(**OPTIONS)
-def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
-    first, last = part * _ELEMENTS, min((part + 1) * _ELEMENTS, size)
-    # Add whole vectors first, then the remaining elements.
-    whole = last - last % LANES
-    for i in range(first, whole, LANES):
-        store(out, i, _add_vectors(parts, count, size, i))
-    for i in range(whole, last):
-        result = parts[i]
-        for n in range(1, count):
-            result += parts[n * size + i]
-        out[i] = result
-
-
-@njit(**OPTIONS)
-def _add_rows(
-    inputs: ScanInputs, grads: Gradients, block: int, sums: GradientSums, lanes: Any
-) -> None:
-    batch, width = inputs.batch, inputs.width
-    for j in range(block * BLOCK, min((block + 1) * BLOCK, width), LANES):
-        store(sums.D, j, _add_vectors(grads.D, batch, width, j))
-        for n in range(sums.d_state):
-            total = _add_vectors(grads.A, batch, inputs.states * width, n * width + j)
-            # The result has the shape (d_inner, d_state), in which channels are not contiguous.
-            store(lanes, 0, total)
-            for i in range(min(LANES, sums.d_inner - j)):
-                sums.A[(j + i) * sums.d_state + n] = lanes[i]
-
-
-@njit(**OPTIONS)
-def _add_parts(inputs: ScanInputs, grads: Gradients, part: int, sums: GradientSums) -> bool:
-    size = inputs.batch * inputs.length * inputs.states
-    flat = (size + _ELEMENTS - 1) // _ELEMENTS
-    blocks = (inputs.width + BLOCK - 1) // BLOCK
-    if part < flat:
-        _add_blocks(grads.B, blocks, size, part, sums.B)
-    elif part < 2 * flat:
-        _add_blocks(grads.C, blocks, size, part - flat, sums.C)
-    elif part < 2 * flat + blocks:
-        _add_rows(inputs, grads, part - 2 * flat, sums, allocate(LANES))
-    else:
-        return False
-    return True

@@ -19,9 +19,9 @@ from kinopoisk_ft.ops.scan.cpu_inputs import (
     locate_in_scratch,
 )
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.load_store import load, prefetch, store, store_sums
+from kinopoisk_ft.ops.simd.load_store import load, prefetch, store
 from kinopoisk_ft.ops.simd.math import LOG2_E, exp2
-from kinopoisk_ft.ops.simd.register import LANES, splat
+from kinopoisk_ft.ops.simd.register import LANES, splat, sum_lanes
 
 # States per group.
 GROUP = 4
@@ -211,4 +211,5 @@ def store_lane_sums(partial: Any, out: Any, at: int, stride: int, steps: int) ->
     The sums of step t are written to `out` from element `at + t * stride`.
     """
     for t in range(steps):
-        store_sums(out, at + t * stride, *load_group(partial, t * _STEP, LANES))
+        for n in range(GROUP):
+            out[at + t * stride + n] = sum_lanes(load(partial, t * _STEP + n * LANES))

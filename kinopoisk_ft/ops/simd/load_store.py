@@ -98,52 +98,6 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
     return types.void(memory, types.intp), codegen
 
 
-def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
-    """Divide each vector into equal parts, and add the two halves of each part.
-
-    For example, the vector (a, b, c, d) becomes (a + c, b + d) if it is a single part.
-
-    Args:
-        vectors: one or two vectors of the same size.
-        parts: number of parts of each vector.
-
-    Returns:
-        One vector: the sums of the first part of the first vector, then the sums of its second
-        part, and so on, then the sums of the second vector if there is one.
-    """
-    half = vectors[0].type.count // parts // 2
-    low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]
-    index = ir.VectorType(ir.IntType(32), len(low))
-    lower, upper = (
-        builder.shuffle_vector(
-            vectors[0], vectors[-1], ir.Constant(index, [i + offset for i in low])
-        )
-        for offset in (0, half)
-    )
-    return builder.fadd(lower, upper)
-
-
-@intrinsic
-def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Sum the lanes of each of four vectors, and store the sums in memory[index : index + 4].
-
-    The memory is float32. The order of the additions is the same as in `sum_lanes`.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # Summing four vectors together takes fewer instructions than summing each alone. First
-        # combine a with b and c with d, then all four, and add halves until each has one lane.
-        first, second = _add_halves(builder, args[2:4], 1), _add_halves(builder, args[4:6], 1)
-        sums = _add_halves(builder, (first, second), 2)
-        while sums.type.count > 4:
-            sums = _add_halves(builder, (sums,), 4)
-        pointer = _point_to(context, builder, signature.args[0], *args[:2])
-        builder.store(sums, builder.bitcast(pointer, sums.type.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(memory, types.intp, *[vector_type] * 4), codegen
-
-
 @njit(**OPTIONS)
 def allocate(size: int) -> Any:
     """Allocate an uninitialized float32 array (size,), aligned to a cache line."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import cfunc, types
 from numba.extending import intrinsic
 
 from kinopoisk_ft.ops.simd.kernel_cache import CACHED
@@ -43,40 +43,6 @@ def take_task(typing_context: Any, table: Any) -> Any:
         return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(table), codegen
-
-
-@intrinsic
-def finish_task(typing_context: Any, table: Any, index: Any) -> Any:
-    """Increment table[index], the number of finished tasks, atomically.
-
-    After `wait_for_tasks`, other threads can read the results of the finished tasks.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        one = ir.Constant(ir.IntType(64), 1)
-        # "release" here and "acquire" below make the task's results visible to other threads.
-        builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), one, "release")
-        return context.get_dummy_value()
-
-    return types.void(table, types.intp), codegen
-
-
-@intrinsic
-def _count_finished(typing_context: Any, table: Any, index: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)
-
-    return types.int64(table, types.intp), codegen
-
-
-@njit(forceinline=True)
-def wait_for_tasks(table: Any, index: int, tasks: int) -> None:
-    """Wait until table[index], the number of finished tasks, is at least `tasks`.
-
-    A busy loop is enough, because all threads finish at about the same time.
-    """
-    while _count_finished(table, index) < tasks:
-        pass
 
 
 def _define_cast(target: types.Type) -> Any:
