@@ -99,7 +99,19 @@ class BitFit(Adapter):
     """Trains biases and the head (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199)."""
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze all weights except biases, the head and newly initialized weights."""
+        """Freeze all weights except biases, the head and newly initialized weights.
+
+        Raises:
+            UserError: there are no biases below the head.
+        """
+        names = [name for name, _ in network.module.named_parameters()]
+        if not any(n.startswith(f"{network.body}.") and n.endswith(".bias") for n in names):
+            raise UserError(
+                "the layers below the head have no biases (as in ModernBERT), so this adapter "
+                "would train only the head",
+                where="adapter=bitfit",
+                fix="use adapter=head to train only the head, or adapter=lora or none",
+            )
         for name, parameter in network.module.named_parameters():
             if name.split(".")[-1] != "bias":
                 parameter.requires_grad_(False)

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from kinopoisk_ft.adapters.peft import Peft
+from kinopoisk_ft.adapters.plain import BitFit
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import HuggingFaceLayout, build_pooled_network, describe_encoder
 from kinopoisk_ft.models.network import Adapted, Network
@@ -109,6 +110,13 @@ def test_all_linear_leaves_out_every_layer_of_the_head() -> None:
             assert len(reached(adapted)) == 2 * 6
             assert all(one.startswith("distilbert.transformer.") for one in reached(adapted))
             assert adapted.targets == "k_lin x2, lin1 x2, lin2 x2, out_lin x2, q_lin x2, v_lin x2"
+
+
+@pytest.mark.parametrize("name", ["modernbert", "qwen3", "t5"])
+def test_bitfit_needs_biases_below_the_head(name: str) -> None:
+    """Otherwise it would train only the head, without saying so."""
+    with pytest.raises(UserError, match="no biases"):
+        BitFit(lr=1e-3).apply(network(name))
 
 
 def test_auto_changes_nothing_for_bert() -> None:
