@@ -90,12 +90,7 @@ def replace_dropout(
     """
     on_cpu = device.type == "cpu"
     # Subclasses of nn.Dropout are not replaced, because they may compute something else.
-    slots = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if on_cpu and type(child) is nn.Dropout
-    ]
+    dropouts = [part for part in model.modules() if on_cpu and type(part) is nn.Dropout]
     encoders = find_sdpa_models(model)
     if attention_dropout == "off":
         _check_attention_dropout_off(model, encoders)
@@ -107,17 +102,16 @@ def replace_dropout(
     for key in (ATTENTION, NO_DROPOUT):
         AttentionMaskInterface.register(key, sdpa_mask)
     try:
-        for parent, name, child in slots:
-            parent._modules[name] = Dropout(child.p).train(child.training)
+        for part in dropouts:
+            # A new class, instead of a new module, keeps the mode and the hooks of the module.
+            part.__class__ = Dropout
         for part in encoders:
             part.set_attn_implementation(ATTENTION if attention_dropout == "keep" else NO_DROPOUT)
-        log.debug("replaced dropout in %d modules", len(slots))
+        log.debug("replaced dropout in %d modules", len(dropouts))
         yield
     finally:
-        for parent, name, child in slots:
-            # `train()` and `eval()` changed the mode of the replacement only.
-            mode = parent.get_submodule(name).training
-            parent._modules[name] = child.train(mode)
+        for part in dropouts:
+            part.__class__ = nn.Dropout
         # `find_sdpa_models` returned only models that used SDPA.
         for part in encoders:
             part.set_attn_implementation("sdpa")
