@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +31,12 @@ def align_channels(x: Tensor) -> Tensor:
 
 
 def pad_or_fill(x: Tensor | None, width: int, value: float) -> Tensor:
-    """Zero-pad x (width,) to a multiple of `LANES`.
+    """Zero-pad x (width,) to a multiple of `LANES`; if x is None, use a tensor filled with `value`.
 
-    If x is None, pad a tensor (width,) filled with `value` instead. Several calls may return the
-    same tensor, so the caller must not modify the result.
+    PyTorch's default dtype and device have no effect.
     """
-    return _fill(width, value) if x is None else pad(x, LANES).contiguous()
-
-
-@lru_cache(maxsize=64)
-def _fill(width: int, value: float) -> Tensor:
-    # Calls share the tensor, so it must not depend on PyTorch's default dtype and device, which
-    # the caller may change.
-    return pad(torch.full((width,), value, dtype=torch.float32, device="cpu"), LANES)
+    filled = torch.full((width,), value, dtype=torch.float32, device="cpu") if x is None else x
+    return pad(filled, LANES).contiguous()
 
 
 def describe_memory(x: Tensor) -> tuple[int, int, int]:
