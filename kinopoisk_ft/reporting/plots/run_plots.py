@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kinopoisk_ft.files import temporary_path
 from kinopoisk_ft.reporting.locale import Locale
@@ -39,7 +39,11 @@ CURVES = {
 PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
 # Font size in points.
 FONT = 9
-FEW_POINTS = 30
+# Of a curve with more points than `FEW_POINTS`, about `MARKED_POINTS` have a marker.
+FEW_POINTS, MARKED_POINTS = 30, 8
+# Ticks within a decade. The first tuple that gives enough ticks is used.
+STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+ENOUGH_TICKS = 3
 # Maximum number of characters of a name in a figure.
 LONGEST_NAME = 40
 # Widths in inches of a separate figure, and of a figure that the HTML page shows next to others.
@@ -107,6 +111,17 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return the ticks of a logarithmic axis from `low` to `high`."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in STEPS:
+        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+        if len(ticks) >= ENOUGH_TICKS:
+            break
+    return ticks
 
 
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -206,15 +221,20 @@ def draw_learning_curves(histories: Histories, key: str, locale: Locale, looks: 
     steps: list[float] = []
     for name, runs in histories.items():
         for run in runs:
-            steps += [step for step, _ in points_of(run, *CURVES)]
+            # A logarithmic axis has no step 0.
+            steps += [step for step, _ in points_of(run, *CURVES) if step > 0]
             if points := points_of(run, key):
-                _draw_line(axes, points, color=looks[name].colour, alpha=0.8)
+                look = looks[name]
+                _draw_line(axes, points, color=look.colour, marker=look.marker, alpha=0.8)
     axes.set_ylabel(locale(f"axis_{key}"), fontsize=FONT)
     # On a linear axis, the approach with the most steps leaves no room for the others.
     axes.set_xscale("log")
-    axes.set_xlim(0.9 * min(steps, default=1.0), 1.1 * max(steps, default=1.0))
+    # Neighbouring ticks differ by a factor of at most 10 / 7, so at least one is on the axis.
+    low, high = min(steps, default=1.0) / 1.2, 1.2 * max(steps, default=1.0)
+    axes.set_xlim(low, high)
     axes.set_xlabel(locale("axis_log_step"), fontsize=FONT)
-    axes.xaxis.set_major_locator(LogLocator())
+    # There is no step 1.5.
+    axes.set_xticks([tick for tick in log_ticks(low, high) if tick.is_integer()])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: locale.number(value, 0))
     _format_values(axes, locale)
@@ -227,11 +247,14 @@ def points_of(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, fl
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
 
-def _draw_line(axes: Axes, points: list[tuple[float, float]], **look: Any) -> None:
-    # A few points are hard to see without markers, and a single point has no line.
-    marker = "o" if len(points) <= FEW_POINTS else ""
+def _draw_line(
+    axes: Axes, points: list[tuple[float, float]], marker: str = "o", **look: Any
+) -> None:
+    # A few points are hard to see without markers, and a single point has no line. Markers on all
+    # points of a long curve would hide it.
+    every = 1 if len(points) <= FEW_POINTS else len(points) // MARKED_POINTS
     x, y = [step for step, _ in points], [value for _, value in points]
-    axes.plot(x, y, marker=marker, ms=4, lw=1.2, **look)
+    axes.plot(x, y, marker=marker, markevery=every, ms=4, lw=1.2, **look)
 
 
 def _format_values(axes: Axes, locale: Locale) -> None:

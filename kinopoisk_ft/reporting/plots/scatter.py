@@ -19,6 +19,7 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     WIDTH,
     add_legend,
     literal,
+    log_ticks,
     new_figure,
     tidy,
 )
@@ -32,9 +33,6 @@ PANEL_HEIGHT, LEGEND_HEIGHT = 3.0, 0.2
 FONT = 9.5
 # Diameter of a marker in points.
 MARKER = 8.0
-# Ticks within a decade. The first tuple that gives enough ticks is used.
-STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
-ENOUGH_TICKS = 3
 # Fraction of the logarithmic axis that is reserved for zero.
 ZERO_SHARE = 0.14
 
@@ -108,7 +106,7 @@ def _log_axis(axes: Axes, values: list[float], column: str, locale: Locale) -> l
     """Set up a logarithmic x axis that may contain 0, and return the x coordinate of each value."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
-    ticks = _ticks(low, high)
+    ticks = log_ticks(low, high)
     labels = [*map(locale.short, ticks)] if column == TRAINABLE else locale.ticks(ticks)
     axes.set_xscale("log")
     zero = low
@@ -126,16 +124,6 @@ def _log_axis(axes: Axes, values: list[float], column: str, locale: Locale) -> l
     # If a logarithmic axis is short, Matplotlib would also label its minor ticks.
     axes.xaxis.set_minor_locator(NullLocator())
     return [value if value > 0 else zero for value in values]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for steps in STEPS:
-        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
-        if len(ticks) >= ENOUGH_TICKS:
-            break
-    return ticks
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
