@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,8 +33,8 @@ from kinopoisk_ft.statistics.metrics import HEADLINE, shown_in
 # curves, in inches.
 ROW_HEIGHT, SIDE, CURVES_HEIGHT = 0.34, 2.9, 4.0
 (ERROR,) = (metric.name for metric in shown_in("reliability"))
-# Number of reliability diagrams side by side.
-IN_A_LINE = 3
+# Number of reliability diagrams side by side, and of characters in a line of their titles.
+IN_A_LINE, TITLE_WIDTH = 3, 28
 # Bins with fewer reviews are not drawn, because their accuracy is too uncertain.
 FEWEST = 10
 # Upper limit of the accuracy axis, which leaves space for the legend above the curves.
@@ -61,13 +62,14 @@ def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
     tidy(axes)
     axes.grid(False, axis="y")
     axes.set_yticks(range(len(found)), [literal(one.name) for one in found], fontsize=FONT)
-    axes.set_title(literal(data_line(table, locale), 80), fontsize=FONT, color=INK, loc="left")
+    # Long names leave the axes less room than these texts need, so they belong to the figure.
+    figure.suptitle(literal(data_line(table, locale), 80), fontsize=FONT, color=INK)
     # The axis is inverted, so that the first row is at the top.
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda v, _: locale.number(v, 3, signed=True))
     best, margin = literal(table.rows[0].name), locale.number(MARGIN, 2)
-    axes.set_xlabel(locale("axis_difference", best=best, margin=margin), fontsize=FONT)
+    figure.supxlabel(locale("axis_difference", best=best, margin=margin), fontsize=FONT)
     return figure
 
 
@@ -93,7 +95,8 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
         label = _label("after", row, f"{ERROR}{CALIBRATED}", locale)
         _curve(axes, after, looks[row.name].colour, label)
         if only is None:
-            axes.set_title(literal(row.name), fontsize=FONT + 1, color=INK, loc="left")
+            title = textwrap.fill(literal(row.name), TITLE_WIDTH)
+            axes.set_title(title, fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: locale.percent(value, digits=0))

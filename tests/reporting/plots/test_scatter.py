@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
+from matplotlib.text import Text
 from report_rows import one_table, trained
 
-from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
+from kinopoisk_ft.reporting.output import FIGURES
 from kinopoisk_ft.reporting.plots.looks import assign_looks
 from kinopoisk_ft.reporting.plots.scatter import draw, name_point, pareto_front
 
@@ -78,3 +81,25 @@ def test_the_front_is_drawn_even_if_one_approach_is_on_it() -> None:
     axes = draw(table, EN, assign_looks(["bert", "gru"])).axes[0]
     (front,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert front.get_xydata().tolist() == [[0.2, 0.95], [40.0, 0.95]]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", FIGURES)
+def test_no_text_is_cut_off_at_the_edge_of_a_figure(kind: str, language: str) -> None:
+    names = [f"{letter}{'-approach' * 6}" for letter in "ab"]
+    skills = {names[0]: [2.5, 2.6], names[1]: [2.4, 2.5]}
+    runs = [trained(name, seed=seed) for name in names for seed in (0, 1)]
+    for run in runs:
+        run.settings["data.split"] = "film"
+        run.metrics["temperature"] = 1.2
+    table = one_table(*runs, answered=skills)
+    figure = FIGURES[kind](table, Locale(language), assign_looks(names))
+    figure.draw_without_rendering()
+    whole = figure.bbox
+    boxes = {text.get_text(): text.get_window_extent() for text in figure.findobj(Text)}
+    outside = [
+        text
+        for text, box in boxes.items()
+        if text and (box.x0 < whole.x0 - 1 or box.x1 > whole.x1 + 1)
+    ]
+    assert not outside
