@@ -91,7 +91,7 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert near["low"] < 0 < near["high"]
     assert far["low"] > 0
     best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
-    assert "Second is bert 178M; difference from bert 178M + LoRA: " in best
+    assert "Second by weighted F1 is bert 178M; difference from bert 178M + LoRA: " in best
     assert "(as good at a margin of 0.02; 95% bounds" in best
     assert "(worse by more than 0.02; 95% bounds" in mamba
     assert "As good at a margin of 0.02: bert 178M." in whole["recommendations"][-1]
