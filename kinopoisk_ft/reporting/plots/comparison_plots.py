@@ -76,7 +76,8 @@ def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
 def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | None = None) -> Figure:
     """Draw a reliability diagram for each approach, or only for the approach `only`.
 
-    The curve before temperature scaling is grey. The curve after it has the approach's colour.
+    The curve before temperature scaling is grey with squares. The curve after it has the approach's
+    colour and circles.
     """
     known = table.comparison.reliability
     rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
@@ -91,9 +92,10 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
     for axes, row in zip(panels.flat, rows, strict=False):
         axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle="--")
         before, after = table.comparison.reliability[row.name]
-        _curve(axes, before, GREY, _label("before", row, ERROR, locale))
+        # An approach may be grey, too.
+        _curve(axes, before, GREY, "s", _label("before", row, ERROR, locale))
         label = _label("after", row, f"{ERROR}{CALIBRATED}", locale)
-        _curve(axes, after, looks[row.name].colour, label)
+        _curve(axes, after, looks[row.name].colour, "o", label)
         if only is None:
             title = textwrap.fill(literal(row.name), TITLE_WIDTH)
             axes.set_title(title, fontsize=FONT + 1, color=INK, loc="left")
@@ -113,14 +115,16 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
     return figure
 
 
-def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
+def _curve(axes: Axes, bins: list[Bin], colour: str, marker: str, label: str) -> None:
     kept = [one for one in bins if one.count >= FEWEST]
     fullest = max((one.count for one in kept), default=1)
     x, y = [one.confidence for one in kept], [one.accuracy for one in kept]
     # The constant keeps markers of small bins visible.
     areas = [12 + LARGEST * one.count / fullest for one in kept]
     axes.plot(x, y, color=colour, linewidth=1, alpha=0.7)
-    axes.scatter(x, y, areas, color=colour, alpha=0.7, edgecolors="white", label=label)
+    axes.scatter(
+        x, y, areas, color=colour, marker=marker, alpha=0.7, edgecolors="white", label=label
+    )
 
 
 def _label(key: str, row: Row, column: str, locale: Locale) -> str:

@@ -103,3 +103,12 @@ def test_no_text_is_cut_off_at_the_edge_of_a_figure(kind: str, language: str) ->
         if text and (box.x0 < whole.x0 - 1 or box.x1 > whole.x1 + 1)
     ]
     assert not outside
+
+
+def test_calibration_before_and_after_scaling_differ_without_colours() -> None:
+    run = trained()
+    run.metrics["temperature"] = 1.2
+    table = one_table(run, answered={"bert": [2.5]})
+    (axes,) = FIGURES["calibration"](table, EN, assign_looks(["bert"])).axes
+    before, after = (points.get_paths()[0].vertices for points in axes.collections)
+    assert len(before) != len(after)
