@@ -59,7 +59,7 @@ def write_run(
     }
     files = {
         "tags.json": {"approach": "encoder + lora", "command": COMMAND},
-        "result.json": {"total_parameters": 1000, "trainable_parameters": 10, "train_seconds": 5.0},
+        "result.json": {"total_parameters": 1000, "trainable_parameters": 10, "train_seconds": 0.4},
         "data.json": {
             "counts": {"train": 800, "val": 100, "test": 200},
             "leakage": {"leakage_near_duplicates": 3, "leakage_films": 4,
@@ -150,6 +150,13 @@ def test_the_card_describes_the_run_without_texts_and_folders(tmp_path: Path) ->
     assert "datasets" not in metadata
 
 
+def test_a_short_training_time_is_not_zero(tmp_path: Path) -> None:
+    write_model_card(write_run(tmp_path), CARD)
+    text = (tmp_path / "model" / "README.md").read_text("utf-8")
+    assert "Training took 0.4 seconds" in text
+    assert "\n- One run with seed 7: another seed gives another score.\n- " in text
+
+
 def test_base_and_data_of_the_hub_are_metadata(tmp_path: Path) -> None:
     data = {**CONFIG["data"], "path": None}
     folder = write_run(tmp_path, {**CONFIG, "data": data})
@@ -171,7 +178,10 @@ def test_tfidf_has_its_own_options_and_no_tokens(tmp_path: Path) -> None:
     model = {"_target_": "kinopoisk_ft.models.tfidf.Tfidf", "ngrams": 2, "targets": {"lora": []}}
     folder = write_run(tmp_path, {**CONFIG, "model": model})
     write_model_card(folder, {**CARD, "kind": "tfidf", "base": None, "is_peft": False})
-    rows = read_rows((folder / "model" / "README.md").read_text("utf-8"))
+    text = (folder / "model" / "README.md").read_text("utf-8")
+    rows = read_rows(text)
     assert rows["`model.ngrams`"] == ["`2`"]
     assert not {"`data.max_length`", "`trainer.lr`", "`model.targets.lora`"} & {*rows}
-    assert "random weights" not in (folder / "model" / "README.md").read_text("utf-8")
+    assert "random weights" not in text
+    # TF-IDF draws no random numbers.
+    assert "another seed" not in text
