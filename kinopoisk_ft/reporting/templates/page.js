@@ -60,8 +60,13 @@ for (const command of document.querySelectorAll("pre")) {
   button.className = "copy";
   button.textContent = words.copy;
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(command.textContent);
-    button.textContent = words.copied;
+    try {
+      await navigator.clipboard.writeText(command.textContent);
+      button.textContent = words.copied;
+    } catch {
+      // A page from a server without HTTPS has no clipboard. The reader can copy the selected text.
+      getSelection().selectAllChildren(command);
+    }
   });
   command.before(button);
 }

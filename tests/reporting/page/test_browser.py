@@ -11,6 +11,8 @@ from browser import CHROMIUM, DARK, ask, count_pages, load_axe, visit
 from report_example import example_store
 from report_store import report
 
+from kinopoisk_ft.reporting.page.render import SCRIPT
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
@@ -107,3 +109,25 @@ return [start, rising, last, read(), tip.hidden, tip.textContent, point.dataset.
     assert shown == tip
     # Small p-values are numbers, so they are not sorted behind all others.
     assert 0.001 in small
+
+
+def test_command_is_copied_or_selected(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    text = (
+        f"<body data-copied='copied'><pre>command</pre><script>{SCRIPT.read_text('utf-8')}</script>"
+    )
+    file.write_text(text, encoding="utf-8")
+    script = """
+const button = page.document.querySelector(".copy"), copied = [];
+const setClipboard = (value) =>
+  Object.defineProperty(page.navigator, "clipboard", {value, configurable: true});
+const wait = () => new Promise((done) => setTimeout(done, 50));
+setClipboard(undefined);
+button.click();
+await wait();
+const selected = page.getSelection().toString();
+setClipboard({writeText: async (text) => copied.push(text)});
+button.click();
+await wait();
+return [selected, copied, button.textContent];"""
+    assert ask(file, script, *DESKTOP) == ["command", ["command"], "copied"]
