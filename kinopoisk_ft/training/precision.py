@@ -73,7 +73,9 @@ class Precision:
         skip = (~torch.isfinite(norm + loss)).float()
         if self.kind == "fp16":
             # GradScaler skips the step itself if gradients are not finite, and halves the scale.
-            self._scaler.step(optimizer)
+            # An infinite loss may have finite gradients, for example at a logit of minus infinity.
+            if torch.isfinite(loss):
+                self._scaler.step(optimizer)
             self._scaler.update()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer reads `found_inf` on the device, so the CPU does not wait for it.

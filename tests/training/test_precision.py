@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,6 +29,20 @@ def test_fp16_skips_a_step_that_overflows(device: str) -> None:
     loss = torch.tensor(1.0, device=device)
     assert precision.step(optimizer, [weight], 1.0, loss) == OVERFLOW
     assert torch.equal(weight.cpu(), torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_with_an_infinite_loss_is_skipped(
+    kind: Literal["fp32", "fp16"], fused: bool
+) -> None:
+    """A logit of minus infinity gives such a loss, but finite gradients."""
+    precision, weight = Precision(kind, CPU), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], fused=fused)
+    precision.backward(weight.sum())
+    precision.unscale(optimizer)
+    assert precision.step(optimizer, [weight], 1.0, torch.tensor(float("inf"))) == 2
+    assert torch.equal(weight, torch.ones(2))
 
 
 @pytest.mark.parametrize("device", [ON_GPU])
