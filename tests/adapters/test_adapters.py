@@ -221,10 +221,15 @@ def test_all_gradients_zero_is_found() -> None:
         check_gradients(module)
 
 
-@pytest.mark.parametrize("kind", ["bert", "mamba"])
-def test_weight_decay_spares_norms_biases_and_the_scan(kind: str) -> None:
-    module = make(kind)[2].module
+@pytest.mark.parametrize(
+    ("kind", "adapter"), [("bert", "none"), ("mamba", "none"), ("bert", "ia3")]
+)
+def test_weight_decay_spares_norms_biases_the_scan_and_scales(kind: str, adapter: str) -> None:
+    _, made, network, _ = make(kind, adapter)
+    module = made.apply(network).module
     decaying = {n for n, p in module.named_parameters() if has_weight_decay(n, p)}
     spared = {n for n, _ in module.named_parameters()} - decaying
-    assert all(not n.endswith(("bias", "A_log", ".D")) and "orm" not in n for n in decaying)
-    assert all(n.endswith(("bias", "A_log", ".D")) or "orm" in n for n in spared)
+    ends = ("bias", "A_log", ".D", "ia3_l.default")
+    assert all(not n.endswith(ends) and "orm" not in n for n in decaying)
+    assert all(n.endswith(ends) or "orm" in n for n in spared)
+    assert any("ia3_l" in n for n in spared) == (adapter == "ia3")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinopoisk_ft.training.batching import Examples, batch_by_length, group_by_length
+from kinopoisk_ft.training.loop import training_batches
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
 
 
@@ -68,3 +73,20 @@ def test_masked_tokens_by_share_and_never_special() -> None:
     assert (ids == 4).float().mean().item() == pytest.approx(0.8, abs=0.03)
     assert (ids == 9).float().mean().item() == pytest.approx(0.1, abs=0.03)
     assert torch.equal(batch["input_ids"][:, 0], torch.ones(50, dtype=torch.int64))
+
+
+def test_each_batch_of_each_epoch_masks_other_tokens() -> None:
+    """The reviews are equal, so only the masks can differ."""
+    data = Examples([[1, *([9] * 60), 2]] * 8)
+    objective = MaskedLanguageModel(0, 4, 100, [0, 1, 2, 3, 4], 0.15)
+    state: Any = SimpleNamespace(step=0, steps=None, objective=objective)
+    settings: Any = SimpleNamespace(
+        seed=1, batch_size=2, accumulate=2, sampling="shuffled", steps_per_epoch=lambda _: 2
+    )
+    steps = list(itertools.islice(training_batches(data, state, settings), 4))
+    masks = {batch["labels"].numpy().tobytes() for step in steps for batch in step}
+    assert len(masks) == 8
+    # A run that resumes in the second epoch masks the same tokens.
+    state.step = 3
+    for again, first in zip(next(training_batches(data, state, settings)), steps[3], strict=True):
+        assert torch.equal(again["labels"], first["labels"])

@@ -13,6 +13,8 @@ import torch
 from composing import change_config
 from hydra.utils import instantiate
 from networks import make
+from short_fit import Recorder as CallingRecorder
+from short_fit import short_fit
 from torch import nn
 
 from kinopoisk_ft.data.windows import pad
@@ -22,7 +24,6 @@ from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.optim import build_param_groups
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.state import State
 
@@ -103,7 +104,11 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
 
 def test_step_equals_plain_pytorch() -> None:
-    made = trainer("trainer.lr=0.01", "trainer.warmup_steps=0", "trainer.epochs=1")
+    """Biases and norms have no weight decay, and the new head has its own learning rate."""
+    made = trainer(
+        "trainer.lr=0.01", "trainer.head_lr=0.05", "trainer.weight_decay=0.5",
+        "trainer.warmup_steps=0", "trainer.epochs=1",
+    )  # fmt: skip
     precision, clock = made.open()
     _, _, network, tokenizer = make("bert", "none", "model.dropout=0.0")
     _, _, twin, _ = make("bert", "none", "model.dropout=0.0")
@@ -115,9 +120,14 @@ def test_step_equals_plain_pytorch() -> None:
     batch = state.objective.collate(data, np.arange(16), np.random.default_rng(0))
     made._step(state, [batch], lambda _: None)
 
-    groups = build_param_groups(
-        twin.module, twin.fresh, lr=0.01, head_lr=made.head_lr, weight_decay=0.01
-    )
+    groups = [
+        {
+            "params": [parameter],
+            "lr": 0.05 if name.startswith("classifier.") else 0.01,
+            "weight_decay": 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.5,
+        }
+        for name, parameter in twin.module.named_parameters()
+    ]
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     loss = nn.functional.cross_entropy(twin.module(**inputs).logits, batch["labels"])
@@ -152,6 +162,36 @@ def test_learns_and_restores_the_best(kind: str, tmp_path: Path) -> None:
     assert again.scores["f1_weighted"] == pytest.approx(state.best)
     scores = [row["val_f1_weighted"] for row in state.history if "val_f1_weighted" in row]
     assert state.best == max(scores)
+
+
+def test_the_weights_of_the_best_evaluation_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two evaluations has the higher score."""
+    falling, models = iter([0.9, 0.5]), []
+    monkeypatch.setattr(Classification, "scores", lambda *_: {"f1_weighted": next(falling)})
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(step: int) -> None:
+        kept[step] = torch.cat([p.detach().flatten() for p in models[0].parameters()])
+
+    recorder = CallingRecorder(keep)
+    state, _ = short_fit(tmp_path, "trainer.eval_every=2", prepare=models.append, recorder=recorder)
+    assert (state.step, state.best_step, state.best) == (4, 2, 0.9)
+    restored = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+    assert torch.equal(restored, kept[2])
+    assert not torch.equal(restored, kept[4])
+
+
+@pytest.mark.usefixtures("unprobed")
+def test_dropout_is_off_only_in_evaluations(tmp_path: Path) -> None:
+    modes: list[bool] = []
+
+    def prepare(model: nn.Module) -> None:
+        model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+
+    short_fit(tmp_path, "trainer.eval_every=1", prepare=prepare)
+    assert modes == [True, False] * 4
 
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:

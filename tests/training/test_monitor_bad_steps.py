@@ -21,7 +21,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.monitor import Monitor
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.precision import OVERFLOW, Precision
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.state import State
 
@@ -76,6 +76,16 @@ def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_pat
     state.load_state_dict(kept)
     with pytest.raises(UserError, match="in 3 consecutive steps"):
         check(state, 3, tmp_path)
+
+
+@pytest.mark.parametrize(("scale", "row"), [(65536.0, 0), (1.0, 0), (0.5, 3)])
+def test_overflows_count_only_with_a_small_loss_scale(state: State, scale: float, row: int) -> None:
+    """With a large scale, gradients in fp16 may overflow although the training is stable."""
+    state.precision = Precision("fp16", torch.device("cpu"))
+    state.precision.load_state_dict({**state.precision.state_dict(), "scale": scale})
+    leave(state, [OVERFLOW] * 3)
+    state.sync_skipped_steps()
+    assert (state.skipped, state.bad_in_row) == (3, row)
 
 
 @pytest.fixture

@@ -81,9 +81,9 @@ def leaps_at(step: int) -> Any:
     return leap
 
 
-def fit(folder: Path, recorder: Recorder | None = None) -> tuple[State, Recorder]:
+def fit(folder: Path, recorder: Recorder | None = None, *overrides: str) -> tuple[State, Recorder]:
     """Train for 32 steps."""
-    more = ["trainer.epochs=8", "trainer.log_every=4", "trainer.checkpoint_every=3"]
+    more = ["trainer.epochs=8", "trainer.log_every=4", "trainer.checkpoint_every=3", *overrides]
     return short_fit(folder, *more, recorder=recorder)
 
 
@@ -124,3 +124,10 @@ def test_a_small_loss_is_no_spike() -> None:
     assert count(losses) == 0
     losses[300:310] = 0.2
     assert count(losses) == 1
+
+
+def test_a_leap_during_the_warm_up_is_no_spike(
+    unprobed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Classification, "loss_sum", leaps_at(26))
+    assert fit(tmp_path, None, "trainer.warmup_steps=28")[0].spikes == 0
