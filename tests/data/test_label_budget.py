@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kinopoisk_ft.data.label_budget import limit_rows
+from kinopoisk_ft.data.label_budget import _order_rows, limit_rows
 from kinopoisk_ft.data.local import LocalFile
 from kinopoisk_ft.errors import UserError
 
@@ -30,6 +30,13 @@ def test_subsets_are_nested_and_keep_the_proportions(groups: np.ndarray | None) 
         assert len(rows) == pytest.approx(wanted, rel=0 if groups is None else 0.2)
         assert LABELS[rows].mean() == pytest.approx(LABELS.mean(), abs=0.02)
     assert set(limit_rows(LABELS, groups, 1000, seed=4)) != set(limit_rows(LABELS, groups, 1000, 3))
+
+
+def test_the_first_rows_are_not_biased_towards_rare_classes() -> None:
+    labels = np.repeat([0, 1], [900, 100])
+    rare = [labels[_order_rows(labels, np.random.default_rng(i))[:5]].sum() for i in range(400)]
+    # The standard deviation of this mean is 0.025.
+    assert np.mean(rare) == pytest.approx(0.5, abs=0.1)
 
 
 def test_films_are_kept_whole() -> None:

@@ -88,14 +88,15 @@ def test_without_films_nothing_is_guessed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "seen", "warns"),
-    [(400, True, True), (400, False, False), (12, True, False)],
-    ids=["films tell", "new films", "too few rows to believe it"],
+    ("rows", "films", "seen", "warns"),
+    [(400, 3, True, True), (400, 3, False, False), (12, 3, True, False), (2000, 50, True, False)],
+    ids=["films tell", "new films", "too few rows to believe it", "a gain of 2%"],
 )
 def test_warning_when_the_film_predicts_the_label(
-    rows: int, seen: bool, warns: bool, caplog: pytest.LogCaptureFixture
+    rows: int, films: int, seen: bool, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train = frame([(row % 3 > 0, f"фильм {row % 3}") for row in range(rows)]).astype({"label": int})
+    """The reviews of one film have another label than the reviews of all other films."""
+    train = frame([(int(row % films > 0), f"фильм {row % films}") for row in range(rows)])
     test = train if seen else train.assign(film="новый")
     with caplog.at_level(logging.DEBUG):
         measure(train, test).log_summary()

@@ -42,6 +42,12 @@ def test_pads_get_no_gradient(kind: str) -> None:
     assert hidden.grad[1, 1].all()
 
 
+def test_the_mean_in_half_precision_does_not_overflow() -> None:
+    """The sum of these tokens is above the largest number in fp16, 65,504."""
+    hidden = torch.full((1, 1000, 2), 100.0, dtype=torch.float16)
+    torch.testing.assert_close(pool(hidden, None, "mean"), hidden[:, 0])
+
+
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'last'"):
         pool(HIDDEN, RIGHT, "lasst")

@@ -63,6 +63,9 @@ def test_pooling_equals_a_loop_over_the_reviews(kind: str) -> None:
             expected.append(weights @ part)
     torch.testing.assert_close(pooling(vectors, mask).double(), torch.stack(expected))
     assert pooling(vectors, mask.flatten(0, 1)) is vectors
+    # A review without tokens also has one window.
+    alone = pooling(vectors[:1], torch.zeros(1, 4, 2, dtype=torch.int64))
+    torch.testing.assert_close(alone, vectors[:1])
 
 
 @pytest.mark.parametrize(("kind", "adapter", "pooling"), CASES)

@@ -16,6 +16,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import list_blocks
 from kinopoisk_ft.prefix_cache import storage
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
+from kinopoisk_ft.training.precision import Precision
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +45,16 @@ def test_whatever_changes_the_activations_makes_other_files(cache: Path) -> None
     assert moved.apply(network, adapted.module, parts).origin == "built"
     assert apply("bert", "fp16", "freeze")[2].origin == "built"
     assert apply("bert", "fp32", "freeze", "adapter.layers=1")[2].origin == "built"
-    assert len(list(cache.iterdir())) == 4
+    network, adapted, parts, tokenizer = prepared("bert", "freeze")
+    bf16 = Precision("bf16", torch.device("cpu"))
+    low = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
+    assert low.apply(network, adapted.module, parts).origin == "built"
+    assert len(list(cache.iterdir())) == 5
     network, adapted, parts, tokenizer = prepared("bert", "freeze")
     parts["val"] = examples(tokenizer, 12, 77)
     other = PrefixCache("fp32", tokenizer.pad_token_id, FP32, 8)
     assert other.apply(network, adapted.module, parts).origin == "built"
-    assert len(list(cache.glob("*/*.npy"))) == 4 * 3 + 1
+    assert len(list(cache.glob("*/*.npy"))) == 5 * 3 + 1
 
 
 @pytest.mark.parametrize("damage", quick(["one byte", "card", "truncated", "no data"], 2))

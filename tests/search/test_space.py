@@ -48,6 +48,11 @@ def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCapture
         "adapter.lr": 2e-3, "adapter.config.r": "8", "adapter.config.lora_dropout": "0.1",
         "model.dropout": "0.1",
     }  # fmt: skip
+    # The current weight decay, 0.01, is outside of this range.
+    outside = read("model=bert_scratch", "trainer.weight_decay=interval(0.1,0.5)")
+    assert "trainer.weight_decay" in outside[0]
+    assert "trainer.weight_decay" not in read_current_values(*outside)
+    caplog.clear()
     found, _ = read("model=bert_scratch", "adapter=none", "model.lr=1e-4", "model.dropout=0.3")
     assert found == {"adapter.lr": FloatDistribution(1e-5, 1e-3, log=True)}
     # trainer.lr is by default ${adapter.lr}, so a range of it replaces that of adapter.lr.

@@ -126,6 +126,18 @@ def test_widening_is_students_t_with_the_effective_number_of_groups() -> None:
     assert widening(np.ones(5000, dtype=int)) == pytest.approx(1, abs=0.001)
 
 
+def test_resamples_drawn_in_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = answers(200)
+
+    def draw() -> np.ndarray:
+        return resample(run.labels, run.predicted[None], 2, resamples=1000)["f1_macro"].resampled
+
+    whole = draw()
+    # There are four kinds of reviews, so blocks have 225 resamples, and the last one has 100.
+    monkeypatch.setattr("kinopoisk_ft.statistics.bootstrap.CHUNK", 900)
+    np.testing.assert_array_equal(draw(), whole)
+
+
 def test_groups_of_one_are_reviews() -> None:
     run = answers(400)
     alone, each = (

@@ -66,6 +66,14 @@ def test_calibration_is_that_of_the_libraries() -> None:
     assert _brier(two, labels) == pytest.approx(expected)
 
 
+def test_a_probability_of_one_is_in_the_last_bin() -> None:
+    probabilities, labels = np.array([[1.0, 0.0], [0.96, 0.04]]), np.array([1, 0])
+    (found,) = reliability(probabilities, labels)
+    assert (found.count, found.confidence, found.accuracy) == (2, pytest.approx(0.98), 0.5)
+    (ece,) = shown_in("reliability")
+    assert ece(probabilities, labels) == pytest.approx(0.48)
+
+
 def test_threshold_is_the_best_of_all() -> None:
     rng = np.random.default_rng(6)
     probabilities, labels = logits(120, rng)

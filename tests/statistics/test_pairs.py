@@ -11,7 +11,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from kinopoisk_ft.statistics.comparison import compare
-from kinopoisk_ft.statistics.metrics import COUNTED
+from kinopoisk_ft.statistics.equivalence import decide
+from kinopoisk_ft.statistics.metrics import COUNTED, HEADLINE
 from kinopoisk_ft.statistics.pairs import correct_holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
 
@@ -74,6 +75,8 @@ def test_every_pair_is_corrected_by_holm() -> None:
     assert pair.differences["accuracy"].mean == -forward.differences["accuracy"].mean < 0
     assert pair.differences["accuracy"].low == -forward.differences["accuracy"].high
     assert pair.differences["f1_weighted"].p_holm <= 0.05
+    verdicts = [one.verdict for p in (pair, forward) for one in decide([p.differences[HEADLINE]])]
+    assert verdicts == ["worse", "as good"]
     assert forward.mcnemar
     assert pair.mcnemar
     assert pair.mcnemar.only_a == forward.mcnemar.only_b
