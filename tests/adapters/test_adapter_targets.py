@@ -176,3 +176,16 @@ def test_the_choice_is_logged_and_saved(tmp_path: Path, caplog: pytest.LogCaptur
     save_network(found, adapted, tokenizer, card, tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert set(saved["target_modules"]) == {"query", "value"}
+
+
+@pytest.mark.parametrize(("name", "count"), [("bert", 32), ("roberta", 31)])
+def test_a_text_may_have_as_many_tokens_as_there_are_positions(name: str, count: int) -> None:
+    """RoBERTa does not use the position of its pad id, 0."""
+    found = network(name)
+    assert found.max_positions == count
+    module = found.module.eval()
+    ids = torch.full((1, count + 1), 5)
+    with torch.no_grad():
+        assert module(ids[:, :count], torch.ones(1, count)).logits.shape == (1, 2)
+        with pytest.raises((IndexError, RuntimeError)):
+            module(ids, torch.ones(1, count + 1))

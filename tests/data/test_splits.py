@@ -170,9 +170,12 @@ def test_a_film_without_a_name_is_a_group_by_itself() -> None:
 
 
 def test_time_trains_on_the_oldest_and_tests_on_the_newest() -> None:
-    frame = table(600)
-    train, val, test = parted(frame, alone(600), "time")
-    assert (len(train), len(val), len(test)) == (384, 96, 120)
+    """The sizes are those of scikit-learn, which rounds up the number of held-out rows."""
+    frame = table(603)
+    train, val, test = parted(frame, alone(603), "time")
+    rest, held_out = train_test_split(range(603), test_size=0.2)
+    assert (len(test), len(val)) == (len(held_out), len(train_test_split(rest, test_size=0.2)[1]))
+    assert len(train) + len(val) == len(rest)
     date = frame["date"]
     assert date.iloc[train].max() <= date.iloc[val].min()
     assert date.iloc[val].max() <= date.iloc[test].min()

@@ -119,3 +119,16 @@ def test_the_fit_of_the_output_layer_is_part_of_the_training_time() -> None:
     run.metrics["head_seconds"] = 2.0
     (row,) = rows_of([run])
     assert row.mean("train_seconds") == 12.0
+
+
+def test_seeds_are_sorted_as_numbers() -> None:
+    (row,) = one_table(*(trained(seed=seed) for seed in (10, 9, 100))).rows
+    assert [run.seed for run in row.runs] == ["9", "10", "100"]
+
+
+def test_a_model_without_tokens_has_no_speed() -> None:
+    """The TF-IDF baseline records 0 tokens per second."""
+    run = trained("tfidf")
+    run.metrics["tokens_per_second"] = 0.0
+    (row,) = rows_of([run])
+    assert row.mean("tokens_per_second") is None

@@ -179,6 +179,18 @@ def test_seeds_alone_give_students_interval(seeds: int) -> None:
     )
 
 
+def test_the_variance_of_reviews_is_divided_into_shared_and_own_parts() -> None:
+    """Each resample changes all three runs by one normal amount, and each run by another one."""
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(0, 0.03, (100_000, 1)), rng.normal(0, 0.02, (100_000, 3))
+    runs = RunScores(np.array([0.88, 0.9, 0.92]), 0.9 + shared + own)
+    assert runs.own_variance == pytest.approx(0.02**2, rel=0.02)
+    found = total([(1.0, runs)])
+    assert found.review_variance == pytest.approx(0.03**2, rel=0.02)
+    assert found.own_variance == pytest.approx(0.02**2 / 3, rel=0.02)
+    assert found.seed_variance == pytest.approx(0.02**2 / 3)
+
+
 def test_seeds_that_answer_alike_leave_the_chance_of_reviews() -> None:
     run = answers()
     one = compare([approach("a", run)]).means["a"]["accuracy"]

@@ -82,6 +82,26 @@ def test_the_interval_holds_the_true_crossing() -> None:
     assert 0.92 <= held / 200 <= 0.985
 
 
+def test_curves_with_the_same_seeds_are_paired() -> None:
+    """Each seed changes both curves equally, so crossing and gain are certain."""
+    luck = np.array([-0.1, 0.0, 0.1])
+
+    def lucky(name: str, scores: tuple[float, ...]) -> Curve:
+        points = tuple(
+            Point(limit=f"{labels:.0f}", labels=labels, seeds=("0", "1", "2"),
+                  scores=RunScores(score + luck, np.tile(score + luck, (4000, 1))))
+            for labels, score in zip(LABELS, scores, strict=True)
+        )  # fmt: skip
+        return Curve(name=name, points=points)
+
+    a = lucky("a", (0.5, 0.7, 0.8))
+    crossing, gain = find_crossing(a, lucky("b", (0.6, 0.6, 0.65))), estimate_gain(a, 90_000)
+    assert crossing is not None
+    assert (crossing.low, crossing.high) == pytest.approx((10**2.5, 10**2.5))
+    assert gain is not None
+    assert (gain.low, gain.high) == pytest.approx((0.1, 0.1))
+
+
 def test_each_pair_is_named_by_the_one_that_wins_with_most_labels() -> None:
     curves = [curve("a", (0.5, 0.6, 0.7)), curve("b", (0.6, 0.65, 0.68)), curve("c", (0.9,) * 3)]
     found = {(c.a, c.b): c.labels for c in find_crossings(curves)}
