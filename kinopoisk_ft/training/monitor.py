@@ -133,8 +133,7 @@ class Monitor:
             UserError: there were at least `max_bad_steps` such steps.
         """
         state.sync_skipped_steps()
-        # The next steps may also be bad, so keep the number of consecutive bad steps until now.
-        longest, state.longest_row = state.longest_row, state.bad_in_row
+        longest, state.longest_row = state.longest_row, 0
         if longest < self.max_bad_steps:
             return
         # The micro-batches of a step may have different shapes, so they are saved separately.
