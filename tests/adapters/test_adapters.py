@@ -77,6 +77,19 @@ def test_freeze_leaves_the_last_layer_and_the_head() -> None:
     assert "bert.pooler.dense.weight" in bert
 
 
+def test_freeze_needs_no_forward_pass_for_layers_and_embeddings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An operator may need a GPU while the module is on the CPU."""
+
+    def fail(_: nn.Module) -> None:
+        raise RuntimeError("no kernel")
+
+    expected = names("bert", "freeze")
+    monkeypatch.setattr("kinopoisk_ft.adapters.audit.run_example_batch", fail)
+    assert names("bert", "freeze") == expected
+
+
 def test_bitfit_trains_biases_and_head() -> None:
     trained = names("bert", "bitfit")
     assert {n for n in trained if not n.endswith("bias")} == {"classifier.weight"}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from quick import quick
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
+from kinopoisk_ft.data.split_rules import DateRule
 from kinopoisk_ft.data.splits import Parts, Shares, group_rows, split_rows
 from kinopoisk_ft.errors import UserError
 
@@ -188,3 +189,10 @@ def test_an_old_twin_of_a_new_review_is_not_trained_on() -> None:
     near[order[0]] = near[order[-1]]
     test = parted(frame, near, "time")[2]
     assert {order[0], order[-1]} <= set(test)
+
+
+def test_near_duplicates_at_a_boundary_in_time_are_in_the_newer_part() -> None:
+    frame = pd.DataFrame({"date": [f"2010-01-{day:02}" for day in range(1, 11)]})
+    rule = DateRule(frame, np.array([0, 1, 2, 3, 4, 5, 6, 7, 7, 7]), seed=0)
+    assert rule.hold_out(np.arange(10), 0.2).tolist() == [7, 8, 9]
+    assert [part.tolist() for part in rule.folds(5)[3:]] == [[6], [7, 8, 9]]

@@ -96,6 +96,9 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
     assert sorted(round(p["tenth"] * 10) for p in points) == list(range(6))
     assert sorted(p["epochs"] for p in points) == list(range(1, 7))
     assert sorted(p["rank"] for p in points) == ["2", "2", "4", "4", "8", "8"]
+    # The keys are independent: the points do not lie on a diagonal.
+    decays = [p["decay"] for p in sorted(points, key=lambda p: p["lr"])]
+    assert decays != sorted(decays)
     for key, dist in found.items():
         assert all(dist._contains(dist.to_internal_repr(p[key])) for p in points)
     assert (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kinopoisk_ft.training.batching import Examples, batch_by_length, group_by_length
@@ -22,6 +22,8 @@ from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
     batch_size=st.integers(1, 40),
     seed=st.integers(0, 9),
 )
+# The short reviews would fit into one batch of 50 rows.
+@example(lengths=[400, *([1] * 50)], batch_size=2, seed=0)
 def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, seed: int) -> None:
     array = np.array(lengths)
     trained, evaluated = (
