@@ -51,7 +51,6 @@ def test_mcnemar_of_groups_is_all_ways_to_change_their_sides() -> None:
     assert alone == ungrouped
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
 def test_holms_correction_is_that_of_statsmodels(size: int) -> None:
     ps = np.round(np.random.default_rng(size).random(size) ** 3, 2)
@@ -63,11 +62,9 @@ def test_every_pair_is_corrected_by_holm() -> None:
     found = compare([approach(str(i), run) for i, run in enumerate(runs)])
     assert [(p.a, p.b) for p in found.pairs] == list(itertools.combinations("0123", 2))
     for metric in (one.name for one in COUNTED):
-        ps = np.array([pair.differences[metric].p for pair in found.pairs])
-        order = ps.argsort()
-        by_hand = np.maximum.accumulate(np.minimum(1, ps[order] * np.arange(len(ps), 0, -1)))
-        corrected = np.array([pair.differences[metric].p_holm for pair in found.pairs])
-        assert corrected[order] == pytest.approx(by_hand)
+        ps = [pair.differences[metric].p for pair in found.pairs]
+        corrected = [pair.differences[metric].p_holm for pair in found.pairs]
+        assert corrected == pytest.approx(multipletests(ps, method="holm")[1])
     pair = found.pair("3", "0")
     assert pair is not None
     forward = found.pair("0", "3")
@@ -83,24 +80,26 @@ def test_every_pair_is_corrected_by_holm() -> None:
     assert found.pair("0", "nobody") is None
 
 
-@pytest.mark.slow
 def test_matching_of_seeds() -> None:
     runs = [answers(seed=i) for i in range(6)]
     a = approach("a", *runs[:3])
     same = compare([a, approach("b", *runs[3:], seeds="201")]).pairs[0]
     assert same.same_seeds
     assert same.measured
-    one_by_one = [np.mean(x.predicted == x.labels) - np.mean(y.predicted == y.labels)
-                  for x, y in zip(runs[:3], (runs[4], runs[5], runs[3]), strict=True)]  # fmt: skip
-    assert same.differences["accuracy"].mean == pytest.approx(np.mean(one_by_one))
+    only_a = [np.sum((x.predicted == x.labels) & (y.predicted != y.labels))
+              for x, y in zip(runs[:3], (runs[4], runs[5], runs[3]), strict=True)]  # fmt: skip
+    assert same.mcnemar is not None
+    assert same.mcnemar.only_a == pytest.approx(np.mean(only_a))
     assert not compare([a, approach("b", *runs[3:], seeds="345")]).pairs[0].same_seeds
     assert not compare([a, approach("b", *runs[3:], seeds="011")]).pairs[0].same_seeds
+    # It is unknown which of two runs with the same seed belong together.
+    twice = [approach("a", *runs[:3], seeds="011"), approach("b", *runs[3:], seeds="011")]
+    assert not compare(twice).pairs[0].same_seeds
     lone = compare([a, approach("b", runs[3])]).pairs[0]
     assert not lone.measured
     assert not lone.same_seeds
 
 
-@pytest.mark.slow
 def test_other_reviews_are_compared_unpaired_and_said_so() -> None:
     a, b = answers(), answers(seed=1)
     paired = compare([approach("a", a), approach("b", b)]).pairs[0]
@@ -118,6 +117,10 @@ def test_other_reviews_are_compared_unpaired_and_said_so() -> None:
     error = np.sqrt(sum(p * (1 - p) / 300 for p in shares))
     width = pair.differences["accuracy"].high - pair.differences["accuracy"].low
     assert width == pytest.approx(2 * 1.96 * error, rel=0.05)
+    # The resamples of other reviews are independent, even if the answers are equal.
+    twin = Predictions(**{**vars(a), "rows": b.rows + 1})
+    (equal,) = compare([approach("a", a), approach("b", twin)]).pairs
+    assert equal.differences["accuracy"].high > 0.01
     labels = Predictions(**{**vars(b), "labels": 1 - b.labels})
     assert compare([approach("a", a), approach("b", labels)]).problems[0].detail == "labels"
 
