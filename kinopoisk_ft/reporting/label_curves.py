@@ -156,7 +156,7 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     compared = [c for c in found.crossings if {c.a, c.b} & found.baselines] or found.crossings
     # Such an interval contains every number of labels.
     undecided = [c for c in compared if c.low == 0 and math.isinf(c.high)]
-    said = [_describe(c, locale) for c in compared if c not in undecided]
+    said = [_describe(c, found, locale) for c in compared if c not in undecided]
     if undecided:
         pairs = "; ".join(locale("crossing_pair", a=c.a, b=c.b) for c in undecided)
         said.append(locale("crossing_undecided", pairs=pairs))
@@ -193,7 +193,7 @@ def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
     return said
 
 
-def _describe(crossing: Crossing, locale: Locale) -> str:
+def _describe(crossing: Crossing, found: LabelCurves, locale: Locale) -> str:
     low, high = _interval(crossing, locale)
     parts = {"a": crossing.a, "b": crossing.b, "low": low, "high": high}
     if crossing.labels == 0:
@@ -201,13 +201,25 @@ def _describe(crossing: Crossing, locale: Locale) -> str:
     if math.isinf(crossing.labels):
         said = locale("passes_never", count=locale.number(crossing.most, 0), **parts)
     else:
-        # Such an interval contains the case that a is not ahead with any measured number of labels.
-        key = "passes_perhaps" if math.isinf(crossing.high) else "passes"
+        # An infinite end means that a may not be ahead with any measured number of labels.
+        doubtful = math.isinf(crossing.high) or _rests_on_one_seed(crossing, found)
+        key = "passes_perhaps" if doubtful else "passes"
         said = locale(key, at=_place(crossing.labels, crossing, locale), **parts)
     if crossing.above:
         above, below = (_list_counts(counts, locale) for counts in (crossing.above, crossing.below))
         said += " " + locale("above_before", above=above, below=below, **parts)
     return said
+
+
+def _rests_on_one_seed(crossing: Crossing, found: LabelCurves) -> bool:
+    """Return whether a measured point next to the crossing has only one seed."""
+    for curve in found.curves:
+        if curve.name in (crossing.a, crossing.b):
+            fewer = [p for p in curve.points if p.labels <= crossing.labels]
+            more = [p for p in curve.points if p.labels > crossing.labels]
+            if any(len(point.seeds) == 1 for point in fewer[-1:] + more[:1]):
+                return True
+    return False
 
 
 def _list_counts(counts: Iterable[float], locale: Locale) -> str:

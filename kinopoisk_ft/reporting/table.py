@@ -274,10 +274,12 @@ def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
 
 def write_limit(table: Table, locale: Locale) -> str:
     """Format data.train_limit: a number, a fraction as a percentage, or "all" without a limit."""
-    limit = table.train_limit
-    if limit and float(limit) < 1:
-        return locale("labels_share", share=locale.percent(float(limit)))
-    return limit or locale("all_labels")
+    if not table.train_limit:
+        return locale("all_labels")
+    limit = float(table.train_limit)
+    if limit < 1:
+        return locale("labels_share", share=locale.percent(limit))
+    return locale.number(limit, 0)
 
 
 def write_digest(table: Table) -> str:

@@ -51,6 +51,7 @@ def test_what_would_decide_is_said() -> None:
     seeds = "more seeds of each approach (at least 1)"
     for factor, more, measured, needed in (
         (2.0, 1, True, f"{reviews} or {seeds})"),
+        (2.47, 1, True, "needed for a verdict: more test reviews (at least 890) or"),
         (2.0, None, True, f"{reviews}; even 100 times as many seeds would not be enough)"),
         (2.0, None, False, f"{reviews}; how many seeds is unknown, because an approach has only"),
         (None, 1, True, f"needed for a verdict: {seeds}; with so few seeds, more test reviews"),

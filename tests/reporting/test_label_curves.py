@@ -59,7 +59,7 @@ def test_each_number_of_labels_has_a_table_with_equal_cost(document: Document) -
     assert [row.name for row in found[2].rows] == ["TF-IDF", "bert"]
     text = as_summary(document, EN)
     assert "split by film, test rows" in text
-    assert "test rows a, 1000 training labels" in text
+    assert "test rows a, 1,000 training labels" in text
 
 
 def test_a_fraction_is_a_percentage_of_the_labels() -> None:
@@ -247,6 +247,14 @@ def test_points_with_one_seed_are_named(language: str) -> None:
     (found,) = build(replace(collected, runs=runs), predictions, None, locale).curves
     points = f"104 (bert); 998 ({locale('everyone')})"
     assert sentences(found, locale)[-1] == locale("points_one_seed", points=points)
+
+
+@pytest.mark.parametrize(("limit", "word"), [("None", "overtakes"), ("1000", "may overtake")])
+def test_a_crossing_next_to_a_point_with_one_seed_is_not_confirmed(limit: str, word: str) -> None:
+    collected, predictions = made()
+    runs = [run for run in collected.runs if run.run_id != f"tfidf {limit} 1"]
+    (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
+    assert sentences(found, EN)[0].startswith(f"bert {word} TF-IDF at about")
 
 
 def test_points_without_learning_are_named() -> None:
