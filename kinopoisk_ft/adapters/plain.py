@@ -30,9 +30,18 @@ class Freeze(Adapter):
         self.layers = layers
 
     def count_forward_blocks(self, blocks: int) -> int:
-        """Return the number of frozen blocks."""
-        # Estimates of the run time call this before `apply` refuses too many layers.
-        return min(self.layers, blocks)
+        """Return the number of frozen blocks.
+
+        Raises:
+            UserError: the model has fewer than `layers` blocks.
+        """
+        if not 0 <= self.layers <= blocks:
+            raise UserError(
+                f"cannot freeze {self.layers} layers: the model has {blocks}",
+                where="adapter.layers",
+                fix=f"set adapter.layers to a number from 0 to {blocks}",
+            )
+        return self.layers
 
     def apply(self, network: Network) -> Adapted:
         """Freeze the first `layers` blocks and all pretrained weights below them.
@@ -42,17 +51,12 @@ class Freeze(Adapter):
                 belongs to the head, which is trained.
         """
         blocks = list_blocks(network)
-        if not 0 <= self.layers <= len(blocks):
-            raise UserError(
-                f"cannot freeze {self.layers} layers: the model has {len(blocks)}",
-                where="adapter.layers",
-                fix=f"set adapter.layers to a number from 0 to {len(blocks)}",
-            )
+        frozen_blocks = blocks[: self.count_forward_blocks(len(blocks))]
         # In some models, the modules of the embeddings and blocks do not contain all weights below
         # the boundary: positions, token types, projections, biases of relative attention.
         frozen = find_trainable_below(network, self.layers)
         embeddings = [network.module.get_submodule(name) for name in network.embeddings]
-        for part in (*embeddings, *blocks[: self.layers]):
+        for part in (*embeddings, *frozen_blocks):
             frozen |= set(part.parameters())
         for parameter in frozen:
             parameter.requires_grad_(False)

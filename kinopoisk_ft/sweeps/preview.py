@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,6 @@ from kinopoisk_ft.config.validate import BASIC_SWEEPER, check_config
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.provenance import name_approach
 from kinopoisk_ft.training.distributed import torchrun
-
-log = logging.getLogger(__name__)
 
 
 class Check(Callback):
@@ -90,8 +87,8 @@ class Announce(Callback):
         try:
             expected = forecast(Check.jobs)
         except Exception as error:
-            # The jobs themselves report what is wrong.
-            log.debug("no forecast: %s", error)
+            # Some of the jobs may succeed, and each failing job reports what is wrong.
+            print(f"warning: no forecast of the sweep: {_cause(error)}", file=sys.stderr)
             return
         print(format_forecast(expected), flush=True)
         write_forecast(expected, Path(config.hydra.sweep.dir).absolute())
@@ -114,9 +111,13 @@ def _print_forecast(jobs: Sequence[DictConfig], is_sweep: bool = True) -> NoRetu
     try:
         print(format_forecast(forecast(jobs, is_sweep)))
     except Exception as error:
-        # Hydra wraps the errors of the objects that it creates.
-        _exit(error.__cause__ if isinstance(error, InstantiationException) else error, 1)
+        _exit(_cause(error), 1)
     sys.exit(0)
+
+
+def _cause(error: Exception) -> BaseException:
+    # Hydra wraps the errors of the objects that it creates.
+    return error.__cause__ or error if isinstance(error, InstantiationException) else error
 
 
 def _exit(error: object, code: int) -> NoReturn:

@@ -99,6 +99,9 @@ def test_a_dry_run_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the folder './nowhere' does not exist" in capsys.readouterr().err
     assert run("sweep=lr_search", "dry_run=true") == 1
     assert "dry_run cannot list them" in capsys.readouterr().err
+    # The number of layers is in the config of the checkpoint.
+    assert run("-m", *SMALL, "seed=3", "adapter=none,freeze", "dry_run=true") == 1
+    assert "cannot freeze 10 layers: the model has 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
