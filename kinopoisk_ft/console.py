@@ -16,6 +16,7 @@ from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TextIO
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import DISK_FULL_CODES
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -35,10 +36,10 @@ DEFAULT_THRESHOLDS = gc.get_threshold()
 def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a command so that it prints a UserError, and returns an exit code.
 
-    The exit code is 1 after a UserError, 130 after Ctrl-C, and 0 if the command returns None. Write
-    errors do not stop the command. If the reader of a pipe stops early (`| head`), the exit code
-    does not change. Other write errors, such as a full disk, are printed, and the exit code is
-    nonzero.
+    The exit code is 1 after a UserError or if a file cannot be written because the disk is full,
+    130 after Ctrl-C, and 0 if the command returns None. Errors in writing to standard output do not
+    stop the command. If the reader of a pipe stops early (`| head`), the exit code does not change.
+    Other such errors are printed, and the exit code is nonzero.
     """
 
     @wraps(main)
@@ -52,6 +53,13 @@ def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
             code = main(*args, **kwargs) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            code = 1
+        except OSError as error:
+            if error.errno not in DISK_FULL_CODES:
+                raise
+            # For a full or read-only disk, the reason and the file are enough.
+            where = f"\n  where: {error.filename}" if error.filename else ""
+            print(f"error: the output cannot be written: {error.strerror}{where}", file=sys.stderr)
             code = 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

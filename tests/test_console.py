@@ -90,6 +90,17 @@ def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    @handle_errors
+    def main(argv: list[str]) -> None:
+        Path(argv[0]).write_text("x" * 10_000)
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    assert main(["/dev/full"]) == 1
+    assert capsys.readouterr().err.startswith("error: the output cannot be written: No space left")
+
+
 def test_the_error_handler_only_encodes() -> None:
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("utf-8", ERROR_HANDLER)
