@@ -132,13 +132,13 @@ def _needed(decision: Decision, pair: Pair) -> str:
     examples, seeds = decision.count_more(pair.reviews), decision.more_seeds
     ways, limits = [], []
     if examples:
-        ways.append(f"more test examples (at least {examples:,})")
+        ways.append(f"additional test examples (at least {examples:,})")
     elif seeds:
         limits.append("with so few seeds, more test examples would not be enough")
     else:
         limits.append(f"even {LARGEST} times as many test examples would not be enough")
     if seeds:
-        ways.append(f"more seeds of each approach (at least {seeds:,})")
+        ways.append(f"additional seeds of each approach (at least {seeds:,})")
     elif pair.measured:
         limits.append(f"even {LARGEST} times as many seeds would not be enough")
     else:

@@ -47,11 +47,11 @@ def test_what_would_decide_is_said() -> None:
     table = one_table(*runs, answered={"bert": [1.5], "gru": [3.0]})
     (decision,) = table.decisions[0.02].values()
     (pair,) = table.comparison.pairs
-    reviews = f"needed for a verdict: more test reviews (at least {pair.reviews})"
-    seeds = "more seeds of each approach (at least 1)"
+    reviews = f"needed for a verdict: additional test reviews (at least {pair.reviews})"
+    seeds = "additional seeds of each approach (at least 1)"
     for factor, more, measured, needed in (
         (2.0, 1, True, f"{reviews} or {seeds})"),
-        (2.47, 1, True, "needed for a verdict: more test reviews (at least 890) or"),
+        (2.47, 1, True, "needed for a verdict: additional test reviews (at least 890) or"),
         (2.0, None, True, f"{reviews}; even 100 times as many seeds would not be enough)"),
         (2.0, None, False, f"{reviews}; how many seeds is unknown, because an approach has only"),
         (None, 1, True, f"needed for a verdict: {seeds}; with so few seeds, more test reviews"),
@@ -163,9 +163,9 @@ def test_an_untested_approach_is_named_if_the_others_are_tested() -> None:
         (3.0, 50.0, "Take bert: it is as good as gru (weighted F1 0.900 against 0.910, margin "
          "0.02) "
          "and trains in 50.0\N{NO-BREAK SPACE}s instead of 100.0\N{NO-BREAK SPACE}s."),
-        (3.0, 200.0, "Take gru: it has the highest weighted F1, 0.910, and no approach that is "
-         "as good saves more than 10% of the training time."),
-        (3.0, 99.0, "Take gru: it has the highest weighted F1, 0.910, and no approach that is"),
+        (3.0, 200.0, "Take gru: it has the highest weighted F1, 0.910. The approaches that are "
+         "as good save at most 10% of the training time."),
+        (3.0, 99.0, "Take gru: it has the highest weighted F1, 0.910. The approaches that"),
         (1.2, 50.0, "Take gru: it has the highest weighted F1, 0.910, and all others are worse by"),
         (2.8, 50.0, "No approach is recommended: gru has the highest weighted F1, 0.910, but"),
     ],
