@@ -59,7 +59,7 @@ def test_a_chosen_reference_and_what_would_decide(capsys: pytest.CaptureFixture[
     assert main(["compare", "a.csv", "b.parquet", "--reference", "b"]) == 0
     shown = capsys.readouterr().out
     assert "minus b" in shown
-    assert "a: undecided at 0.02; needed for a verdict: additional test examples (at least " in shown
+    assert "a: undecided at 0.02; needed for a verdict: additional test examples (at" in shown
     assert "how many seeds is unknown, because an approach has only one" in shown
 
 

@@ -212,7 +212,7 @@ def test_costs_that_cannot_be_compared_do_not_decide() -> None:
     assert answered().endswith(f"and trains in 41.0{NBSP}s instead of 101.0{NBSP}s.")
     # The numbers of parameters decide instead.
     for changes in ({"bert": (20.0, 41.0, 42.0)}, {"bert": (0.0,) * 3}, {"device": "cuda"}):
-        assert answered(**changes).endswith("saves more than 10% of the trainable parameters.")
+        assert answered(**changes).endswith("save at most 10% of the trainable parameters.")
         assert answered(**changes, parameters=500.0).endswith(
             "trains 500 parameters instead of 1,000."
         )

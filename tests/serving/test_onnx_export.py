@@ -218,7 +218,7 @@ def test_requests_are_refused_before_anything_is_written(
     save("bert", "none", tmp_path / "plain")
     with pytest.raises(UserError, match="no adapter"):
         export_onnx(tmp_path / "plain", tmp_path / "onnx", keep_adapter=True)
-    with pytest.raises(UserError, match="files that do not belong"):
+    with pytest.raises(UserError, match="a file that does not belong"):
         export_onnx(model, tmp_path / "tfidf")
     assert not (tmp_path / "onnx").exists()
 

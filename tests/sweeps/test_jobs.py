@@ -59,9 +59,10 @@ def test_the_forecast_of_an_earlier_sweep_is_deleted(tmp_path: Path, resumed: bo
 
 def open_parent(sweep_dir: Path, resumed: bool) -> None:
     """Start and end the parent run of a sweep that is not tracked."""
+    launcher = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
     config = OmegaConf.create({
         "hydra": {"sweep": {"dir": str(sweep_dir)}, "runtime": {"choices": {}},
-                  "overrides": {"task": []}},
+                  "overrides": {"task": []}, "launcher": {"_target_": launcher}},
         "tracking": {"_target_": "kinopoisk_ft.tracking.base.Tracker", "uri": None,
                      "experiment": ""},
     })  # fmt: skip
