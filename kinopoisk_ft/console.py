@@ -36,7 +36,7 @@ DEFAULT_THRESHOLDS = gc.get_threshold()
 def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a command so that it prints a UserError, and returns an exit code.
 
-    The exit code is 1 after a UserError or if a file cannot be written because the disk is full,
+    The exit code is 1 after a UserError or if a file cannot be written to a full or read-only disk,
     130 after Ctrl-C, and 0 if the command returns None. Errors in writing to standard output do not
     stop the command. If the reader of a pipe stops early (`| head`), the exit code does not change.
     Other such errors are printed, and the exit code is nonzero.

@@ -135,7 +135,8 @@ def check_writable(file: Path, asked_by: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A file is written under another name and renamed, which would replace /dev/stdout.
         if file.exists() and not file.is_file():
-            raise OSError(errno.EINVAL, "this is not a regular file")
+            kind = "a folder" if file.is_dir() else "a device or a pipe"
+            raise OSError(errno.EINVAL, f"it is {kind}")
         # Only the temporary file is created, because `file` may contain an earlier result.
         temporary_path(file).touch()
         temporary_path(file).unlink()

@@ -93,7 +93,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         folder.mark_finished()
     # A job of a sweep prints its own line (`run_job`).
     if prepared.job is None:
-        print(f"{prepared.label}\n{result.table(cfg.tracking.experiment)}")
+        print(f"{prepared.label}\n{result.table(cfg.tracking.experiment, cfg.tracking.uri)}")
     return result
 
 

@@ -24,15 +24,19 @@ _PATH = re.compile(r"""(?<![\w.:/\\~-])(?:file://|sqlite:///)?(?:\.\.|~[^/\\"',]
                    [^"',\[\]{}]*""", re.VERBOSE)  # fmt: skip
 
 
-# The password in `scheme://user:password@host` or in `?password=…`. A port such as 5000 is not one.
+# The password in `scheme://user:password@host` or in `?password=…`. SQLAlchemy also accepts slashes
+# and spaces in the password of a database. In a web address, a slash ends the host and port.
 _PASSWORD = re.compile(
-    r"(://[^\s/:@]*:)(?!\d+/)\S*(?=@)|([?&](?:password|pwd)=)[^\s&]+", re.IGNORECASE
+    r"""(?: (https?://[^\s/:@]*:) [^\s/]*
+          | ((?<!http)(?<!https)://[^\s/:@]*:) [^@]*(?:@[^\s/?@]*)* ) (?=@)
+        | ([?&](?:password|pwd)=) [^\s&]+""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
 def hide_password(text: str) -> str:
     """Replace the password in each URI of a text with asterisks."""
-    return _PASSWORD.sub(lambda match: f"{match[1] or match[2]}***", text)
+    return _PASSWORD.sub(lambda match: f"{match[1] or match[2] or match[3]}***", text)
 
 
 def replace_controls(text: str) -> str:

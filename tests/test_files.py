@@ -135,8 +135,8 @@ def test_killed_runs_outside_any_store_are_closed_too(tmp_path: Path) -> None:
 def test_only_a_regular_file_can_be_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name in ("pipe", "folder"):
-        with pytest.raises(UserError, match="this is not a regular file"):
+    for name, kind in (("pipe", "a device or a pipe"), ("folder", "a folder")):
+        with pytest.raises(UserError, match=f"cannot be written: it is {kind}"):
             check_writable(tmp_path / name, "--html")
     (tmp_path / "page").write_text("old")
     check_writable(tmp_path / "page", "--html")

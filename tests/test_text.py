@@ -169,6 +169,9 @@ def test_examples_of_dropped_pairs(caplog: pytest.LogCaptureFixture) -> None:
         ("http://me:se@cret@host", "http://me:***@host"),
         ("http://:secret@host", "http://:***@host"),
         ("postgresql+psycopg://me:sec/ret@host:5/db", "postgresql+psycopg://me:***@host:5/db"),
+        ("postgresql://me:12/34@host/db", "postgresql://me:***@host/db"),
+        ("mysql://me:sec ret@host/db?name=a@b", "mysql://me:***@host/db?name=a@b"),
+        ("mysql://me:se@cret@host/db", "mysql://me:***@host/db"),
         ("mysql://host/db?user=me&password=secret&ssl=1", "mysql://host/db?user=me&password=***&ssl=1"),
         # A port that is not a number, which SQLAlchemy does not accept.
         ("http://me:secret@host:port", "http://me:***@host:port"),

@@ -182,7 +182,7 @@ def _read_approaches(arguments: Sequence[str]) -> list[Approach]:
         if not (name and all(paths)):
             raise UserError("a name or a file is missing", where=argument, fix="write name=file")
         # The differences between seeds would seem to be smaller than they are.
-        if len({os.path.realpath(path) for path in paths}) < len(paths):
+        if len({os.path.realpath(os.path.expanduser(path)) for path in paths}) < len(paths):
             raise UserError(f"the approach '{name}' has the same file twice", where=argument,
                             fix="give one file for each seed")  # fmt: skip
         frames[name] = [(file, read_table(file).frame) for file in paths]

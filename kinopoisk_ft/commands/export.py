@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from kinopoisk_ft.console import handle_errors
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     check_packages()
     folder = find_model_folder(args.model, args.uri)
     # For a run id, the model folder is temporary.
-    beside = folder.parent if Path(args.model).expanduser().is_dir() else Path()
+    beside = folder.parent if os.path.isdir(os.path.expanduser(args.model)) else Path()
     output: Path = args.output or beside / "onnx"
     check = export_onnx(folder, output, args.int8, args.keep_adapter)
     size = sum(file.stat().st_size for file in output.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 def _check_finished(args: argparse.Namespace, folder: Path) -> None:
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
-    if Path(args.model).expanduser().exists():
+    if os.path.exists(os.path.expanduser(args.model)):
         # A run deletes this file when it has finished.
         finished = not (folder.parent / UNFINISHED).exists()
     else:

@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.output:
         # A mistyped command must not overwrite the predictions of a run.
-        if args.output.suffix != ".csv":
-            raise UserError(f"cannot write '{args.output.suffix}' files", where=str(args.output),
+        if args.output.suffix.lower() != ".csv":
+            raise UserError("the output must be a .csv file", where=str(args.output),
                             fix="set --output to a file name that ends in .csv")  # fmt: skip
         check_writable(args.output, "--output")
     found, count = find_suspicious(args.runs)

@@ -136,7 +136,7 @@ def explain_load_errors(place: Path) -> Iterator[None]:
             raise UserError(
                 f"memory ran out while the model was loaded: {first_line(error)}",
                 where=str(place),
-                fix="end other programs, use a smaller model, or use a machine with more memory",
+                fix="end other programs, use a smaller model or, if a GPU is full, the CPU",
             ) from error
         # The message of `load_state_dict` lists every missing weight, so keep only its start.
         reason = " ".join(str(error).split())[:200]

@@ -97,7 +97,8 @@ COLUMNS = {
         Column(MEMORY, kind="count", unit="MiB", shown_in=SIZES),
         # The number of training tokens divided by train_seconds.
         Column("tokens_per_second", kind="count", shown_in=SIZES),
-        # In all three parts, because an approach also learns from the texts that it reads.
+        # This counts the texts of all three parts, because training and the choice of the epoch
+        # depend on them, too.
         Column("characters_seen_share", kind="share", shown_in=SIZES),
         Column("tuning_trials", kind="count", shown_in=SIZES),
         *_calibration(),

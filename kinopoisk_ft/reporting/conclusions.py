@@ -165,7 +165,7 @@ def _needed(decision: Decision, pair: Pair, locale: Locale) -> str:
 
 
 def _round_up(count: int) -> int:
-    """Return the smallest number with at most two nonzero digits that is not below `count`."""
+    """Round up to two significant digits."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit
 

@@ -69,7 +69,8 @@ class Row:
     """The runs of one approach with the same settings.
 
     Args:
-        values: mean and standard deviation by column. Columns that no run recorded are missing.
+        values: mean, standard deviation and range by column. Columns that no run recorded are
+            missing.
         own_settings: settings that distinguish the row from other rows of the same approach.
         from_best: mean minus the best mean of the table, by column; see `Table.best`.
     """

@@ -30,7 +30,8 @@ SEARCHED = (
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 # Prefixes of keys that define val_loss, so trials that differ in them have no comparable val_loss.
 LOSS_KEYS = ("trainer/loss", "trainer.loss", "trainer.class_weights")
-# By default, each of these keys refers to the one before it. Any other value replaces that one.
+# Each of these keys may refer to the one before it, as with adapter=none. Any other value, as with
+# adapter=lora, replaces that one.
 LR_KEYS = ("model.lr", "adapter.lr", "trainer.lr")
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
 # Stands for a missing key, because None is a valid value of a key.
@@ -204,7 +205,7 @@ def _explain_unsearchable(
         if later in searched:
             return f"{later} has a range, which replaces it", f"set only the range of {later}"
         if not OmegaConf.is_interpolation(base[later.partition(".")[0]], "lr"):
-            fix = f"remove the value of {later}, or set the range for {later}"
+            fix = f"set the range for {later}"
             return f"{later} does not refer to it in this config", fix
     if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):
         why = f"the tag relative needs a current value above 0, not {now}"

@@ -27,7 +27,7 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
         UserError: the folder or run does not exist, or has no model.
     """
     # Callers use the parent and the name of the folder, which "." does not have.
-    folder = Path(os.path.abspath(os.path.expanduser(name)))
+    folder = Path(os.path.realpath(os.path.expanduser(name)))
     # The methods of `Path` would raise an error for names that are longer than a file name can be.
     for candidate in (folder, folder / "model"):
         if os.path.isfile(candidate / CARD):
@@ -55,7 +55,7 @@ def _download_model(run_id: str, uri: str | None) -> Path:
         # If the user mistyped the name of a folder, there may be no store at all.
         fix = getattr(error, "fix", None) or "choose it in the MLflow UI, or set another --uri"
         raise UserError(
-            f"'{run_id}' is neither a folder nor a run in the store: {first_line(error)}",
+            f"'{run_id}' is not a folder, and no such run was found: {first_line(error)}",
             where=hide_password(uri),
             fix=f"correct the path of the folder or, for the id of a run, {fix}",
         ) from error

@@ -17,10 +17,10 @@ from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
 from kinopoisk_ft.models.tfidf import load_estimator
+from kinopoisk_ft.models.untrusted import explain_load_errors
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device, limit_threads
 from kinopoisk_ft.training.evaluate import predict
-from kinopoisk_ft.training.memory import explain_out_of_memory
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
@@ -86,7 +86,7 @@ class Predictor:
             device = "cpu"
         self.precision = Precision("fp32", choose_device(device))
         module, self.tokenizer, _ = load_network(folder)
-        with explain_out_of_memory("loading the model"):
+        with explain_load_errors(folder):
             self.module = module.to(self.precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:

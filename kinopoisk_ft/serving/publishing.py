@@ -73,7 +73,7 @@ def _prepare(file: Path, folder: Path, base: str | None) -> Path | bytes:
         raise UserError(
             f"{file.name} cannot be read: {first_line(error)}",
             where=str(file),
-            fix="save the file as UTF-8, with YAML between the lines ---",
+            fix="save the file as UTF-8; the metadata of README.md is YAML between the lines ---",
         ) from error
     if file.suffix == ".json":
         values = read_json_object(file)

@@ -88,7 +88,7 @@ class Announce(Callback):
             expected = forecast(Check.jobs)
         except Exception as error:
             # Some of the jobs may succeed, and each failing job reports what is wrong.
-            print(f"warning: no forecast of the sweep: {_cause(error)}", file=sys.stderr)
+            print(f"warning: no forecast of the sweep: {_describe(error)}", file=sys.stderr)
             return
         print(format_forecast(expected), flush=True)
         write_forecast(expected, Path(config.hydra.sweep.dir).absolute())
@@ -111,13 +111,15 @@ def _print_forecast(jobs: Sequence[DictConfig], is_sweep: bool = True) -> NoRetu
     try:
         print(format_forecast(forecast(jobs, is_sweep)))
     except Exception as error:
-        _exit(_cause(error), 1)
+        _exit(_describe(error), 1)
     sys.exit(0)
 
 
-def _cause(error: Exception) -> BaseException:
+def _describe(error: Exception) -> str:
     # Hydra wraps the errors of the objects that it creates.
-    return error.__cause__ or error if isinstance(error, InstantiationException) else error
+    cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
+    # The message of a KeyError, for example, is only the key.
+    return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
 
 
 def _exit(error: object, code: int) -> NoReturn:

@@ -13,6 +13,8 @@ from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.statistics.metrics import COUNTED, HEADLINE
+from kinopoisk_ft.text import hide_password
+from kinopoisk_ft.tracking.event_log import OFFLINE
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Result:
         """Return a flat JSON object; a metric that was not measured is null."""
         return json.dumps(self._flat())
 
-    def table(self, experiment: str) -> str:
+    def table(self, experiment: str, uri: str | None) -> str:
         """Format the result as aligned lines, followed by the warning and the next steps.
 
         Args:
             experiment: the MLflow experiment of the run.
+            uri: the store of the run; None for the default store.
         """
         shown = {k: v for k, v in self._reported().items() if v not in (None, "")}
         names = {k: f"test {k}" if k in self.scores else k.replace("_", " ") for k in shown}
@@ -71,11 +74,12 @@ class Result:
             lines.append(self.warning)
         if self.scores:
             # Quoted, so that a name with spaces can be copied to a shell.
-            folder, name = shlex.quote(self.model_dir), shlex.quote(experiment)
+            folder = shlex.quote(self.model_dir)
             lines.append(f'classify: kinopoisk-ft predict {folder} "your text"')
-            # The report contains only tracked runs. With tracking=none, the id is empty.
-            if self.run_id:
-                lines.append(f"compare:  kinopoisk-ft report --experiment {name}")
+            # The report contains only runs in a store. With tracking=none, the id is empty.
+            if self.run_id and not self.run_id.startswith(OFFLINE):
+                line = f"compare:  kinopoisk-ft report --experiment {shlex.quote(experiment)}"
+                lines.append(f"{line} --uri {shlex.quote(hide_password(uri))}" if uri else line)
         return "\n".join(lines)
 
     def write(self, file: Path) -> None:

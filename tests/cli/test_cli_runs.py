@@ -209,7 +209,7 @@ def test_predict_reports_mistakes(capsys: pytest.CaptureFixture[str], place: Pat
     pd.DataFrame({"text": ["хорошо", " "]}).to_csv("gap.csv", index=False)
     pd.DataFrame({"text": ["хорошо"], "predicted_label": ["Bad"]}).to_csv("again.csv", index=False)
     cases = [
-        (["nowhere", "text"], "neither a folder nor a run"),
+        (["nowhere", "text"], "is not a folder, and no such run was found"),
         (["first"], "no reviews are given"),
         (["first", "--input", "gap.csv"], "row 2"),
         (["first", "text", "--output", "out.xls"], ".jsonl, .csv or .parquet"),

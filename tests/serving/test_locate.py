@@ -33,7 +33,7 @@ def test_the_current_folder_has_a_name_and_a_parent(
 
 def test_a_mistyped_folder_is_named_where_no_store_exists(tmp_path: Path) -> None:
     for name in ("outputs/lroa", "~nobody-has-this-name/run"):
-        with pytest.raises(UserError, match=f"'{name}' is neither a folder nor a run") as caught:
+        with pytest.raises(UserError, match=f"'{name}' is not a folder, and no such") as caught:
             find_model_folder(name)
     assert "correct the path of the folder" in str(caught.value)
     assert "the MLflow store does not exist" in str(caught.value)

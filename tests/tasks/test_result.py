@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from kinopoisk_ft.tasks.result import Result
+from kinopoisk_ft.tracking.event_log import OFFLINE
 
 # The tag `kinopoisk_ft.result` as a version without MCC wrote it.
 EARLIER = {
@@ -34,16 +35,20 @@ def test_what_was_not_measured_is_null_in_the_file_and_left_out_of_the_table(
     written = json.loads((tmp_path / "result.json").read_text())
     assert written == {key: value for key, value in EARLIER.items() if key not in
                        ("objective", "warning")} | scores | {"mcc": None}  # fmt: skip
-    table = result.table("study")
+    table = result.table("study", None)
     assert "accuracy" not in table
     assert table.splitlines()[-1] == "not to be compared"
 
 
 def test_the_table_ends_with_commands_for_this_run() -> None:
     result = Result.read(json.dumps(EARLIER))
-    assert result.table("two words").splitlines()[-2:] == [
+    assert result.table("two words", None).splitlines()[-2:] == [
         'classify: kinopoisk-ft predict /tmp/run/model "your text"',
         "compare:  kinopoisk-ft report --experiment 'two words'",
     ]
-    untracked = Result.read(json.dumps(EARLIER | {"run_id": ""}))
-    assert "report" not in untracked.table("study")
+    last = result.table("study", "http://me:secret@host").splitlines()[-1]
+    assert last.endswith("kinopoisk-ft report --experiment study --uri 'http://me:***@host'")
+    # The store lacks a run without tracking, and a run that waits for `kinopoisk-ft sync`.
+    for run_id in ("", f"{OFFLINE}ab12"):
+        absent = Result.read(json.dumps(EARLIER | {"run_id": run_id}))
+        assert "report" not in absent.table("study", None)

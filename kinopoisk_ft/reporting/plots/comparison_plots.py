@@ -97,7 +97,8 @@ def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | Non
         label = _label("after", row, f"{ERROR}{CALIBRATED}", locale)
         _curve(axes, after, looks[row.name].colour, "o", label)
         if only is None:
-            title = textwrap.fill(literal(row.name), TITLE_WIDTH)
+            # `textwrap` could separate the backslash of an escaped $, so it comes first.
+            title = literal(textwrap.fill(row.name, TITLE_WIDTH), len(row.name) + 1)
             axes.set_title(title, fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
         for axis in (axes.xaxis, axes.yaxis):

@@ -229,8 +229,8 @@ def draw_learning_curves(histories: Histories, key: str, locale: Locale, looks: 
     axes.set_ylabel(locale(f"axis_{key}"), fontsize=FONT)
     # On a linear axis, the approach with the most steps leaves no room for the others.
     axes.set_xscale("log")
-    # Neighbouring ticks differ by a factor of at most 10 / 7, so at least one is on the axis.
-    low, high = min(steps, default=1.0) / 1.2, 1.2 * max(steps, default=1.0)
+    # Neighbouring ticks differ by a factor of at most 2, so at least one is on the axis.
+    low, high = min(steps, default=1.0) / 1.5, 1.5 * max(steps, default=1.0)
     axes.set_xlim(low, high)
     axes.set_xlabel(locale("axis_log_step"), fontsize=FONT)
     # There is no step 1.5.
