@@ -47,6 +47,7 @@ def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
         # If a test or another program calls the command with arguments, do not replace its process.
         if not (args or kwargs):
             _restart_in_utf8()
+            _shorten_spinning()
             collect_rarely()
         prepare_output()
         try:
@@ -81,6 +82,17 @@ def _restart_in_utf8() -> None:
         # Python reads this variable only when it starts.
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)
+
+
+def _shorten_spinning() -> None:
+    """Let OpenMP's threads sleep earlier while they wait for each other.
+
+    By default, they loop 300,000 times before they sleep. If another process takes one of the
+    cores, they wait in this loop for the thread that lost it (benchmarks/results/busy.md).
+    """
+    # OpenMP reads the variable when PyTorch is imported, so this must come before.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def prepare_output() -> None:

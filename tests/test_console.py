@@ -18,7 +18,7 @@ from kinopoisk_ft.console import ERROR_HANDLER, handle_errors, open_terminal, pr
 
 # A command like the others, without their imports: non-ASCII text, work, and more text.
 COMMAND = """
-import pathlib, sys
+import os, pathlib, sys
 from kinopoisk_ft.console import handle_errors
 @handle_errors
 def main():
@@ -27,7 +27,7 @@ def main():
         print("0,91 ± 0,02 − Фильм ∀")
     print("error: Фильм", file=sys.stderr)
     pathlib.Path("done").write_text("done")
-    print(main.__name__, flush=True)
+    print(main.__name__, os.environ.get("GOMP_SPINCOUNT"), flush=True)
     return 0
 sys.exit(main())
 """
@@ -79,6 +79,18 @@ def test_an_encoding_shows_what_it_can(encoding: str, shown: str, tmp_path: Path
 def test_the_c_locale_is_left_for_utf_8(tmp_path: Path) -> None:
     done = command(tmp_path, LC_ALL="C", PYTHONUTF8="0")
     assert done.stdout.decode("utf-8").splitlines()[0] == "0,91 ± 0,02 − Фильм ∀"
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_sleep_early_unless_the_user_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], count: str
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert command(tmp_path, **environment).stdout.decode().splitlines()[-1] == f"main {count}"
 
 
 def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

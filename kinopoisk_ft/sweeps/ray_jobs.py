@@ -26,7 +26,10 @@ from kinopoisk_ft.training.signals import GRACE_SECONDS, StopSignals
 log = logging.getLogger(__name__)
 
 # Prefixes of environment variables that are passed on to jobs on other machines.
-FORWARDED = ("KINOPOISK_FT_", "MLFLOW_", "HF_", "HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM")
+FORWARDED = (
+    *("KINOPOISK_FT_", "MLFLOW_", "HF_", "HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM"),
+    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+)
 # Seconds between two checks for a signal.
 POLL = 0.5
 # Size of Ray's object store in bytes. Its default is 30% of the memory, but jobs return little.
