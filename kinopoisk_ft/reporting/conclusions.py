@@ -157,17 +157,10 @@ def _verdict(table: Table, a: str, b: str, locale: Locale) -> str:
 
 def _needed(decision: Decision, pair: Pair, locale: Locale) -> str:
     counts = {"reviews": decision.count_more(pair.reviews), "seeds": decision.more_seeds}
-    # Two digits, because the estimate is rough; rounded up, because at least so many are needed.
-    known = {name: locale.number(_round_up(n), 0) for name, n in counts.items() if n}
+    known = {name: locale.number(n, 0) for name, n in counts.items() if n}
     # The key contains the known numbers, as in "needed_reviews_seeds".
     parts = ["needed", *known] + ([] if pair.measured else ["one_seed"])
     return locale("_".join(parts), times=LARGEST, **known)
-
-
-def _round_up(count: int) -> int:
-    """Round up to two significant digits."""
-    unit = 10 ** max(0, len(str(count)) - 2)
-    return -(-count // unit) * unit
 
 
 def _floor(table: Table, locale: Locale) -> list[str]:

@@ -72,8 +72,15 @@ class Decision:
     high: float
 
     def count_more(self, reviews: int) -> int | None:
-        """Return how many test reviews to add to the present ones, for `more_reviews`."""
-        return None if self.more_reviews is None else math.ceil(reviews * (self.more_reviews - 1))
+        """Return how many test reviews to add to the present ones, for `more_reviews`.
+
+        The estimate is rough, so it is rounded up to two significant digits.
+        """
+        if self.more_reviews is None:
+            return None
+        count = math.ceil(reviews * (self.more_reviews - 1))
+        unit = 10 ** max(0, len(str(count)) - 2)
+        return math.ceil(count / unit) * unit
 
 
 def decide_against(
