@@ -26,12 +26,12 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
     Raises:
         UserError: the folder or run does not exist, or has no model.
     """
-    # Callers use the parent and the name of the folder, which "." does not have.
-    folder = Path(os.path.realpath(os.path.expanduser(name)))
+    folder = Path(os.path.expanduser(name))
     # The methods of `Path` would raise an error for names that are longer than a file name can be.
     for candidate in (folder, folder / "model"):
         if os.path.isfile(candidate / CARD):
-            return candidate
+            # Callers use the parent and the name of the folder, which "." does not have.
+            return candidate.resolve()
     if os.path.isdir(folder):
         raise UserError(
             f"there is no model in '{name}': neither it nor its subfolder `model` contains {CARD}",
