@@ -2,13 +2,15 @@
 
     python benchmarks/sweep.py --json sweep.json --markdown sweep.md
 
-Both train five approaches with two seeds on the same real reviews. The sweep is one process, so it
-imports its packages once. Both share tokens and the states of frozen layers through the disk.
+All train five approaches with three seeds on the same real reviews. The sweep is one process, so
+it imports its packages once. With the extra `parallel`, a second sweep trains two jobs at once,
+with half of the threads each. All share tokens and the states of frozen layers through the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -30,13 +32,14 @@ APPROACHES = {
     "head": "head",
 }
 CACHED = ("frozen", "head")
-SEEDS = ("0", "1")
-SINGLE, SWEEP = "single commands", "one sweep"
+SEEDS = ("0", "1", "2")
+SINGLE, SWEEP, PAIRS = "single commands", "one sweep", "one sweep, two jobs at once"
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
 def compare(args: argparse.Namespace) -> Section:
-    """Run the single commands and the sweep alternately; return a section with a row for each."""
-    names, seeds, limit, rounds = list(APPROACHES), list(SEEDS), 300, 2
+    """Run the single commands and the sweeps alternately; return a section with a row for each."""
+    names, seeds, limit, rounds = list(APPROACHES), list(SEEDS), 200, 2
     if args.quick:
         names, limit, rounds = ["head"], 100, 1
     common = ["model=encoder", f"model.name={args.model}", f"data.path={args.data}",
@@ -51,6 +54,8 @@ def compare(args: argparse.Namespace) -> Section:
         # The first process reads the packages from the disk; it is not counted.
         train(folder, single[-1:])
         turns = {SINGLE: partial(train, folder, single), SWEEP: partial(train, folder, sweep)}
+        if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
+            turns[PAIRS] = partial(train, folder, [[*sweep[0], *JOBLIB]])
         seconds = take_turns(turns, rounds)
     rows: list[dict[str, Any]] = [
         {"way": way, "runs": len(single), "seconds": statistics.median(taken),
@@ -62,10 +67,11 @@ def compare(args: argparse.Namespace) -> Section:
         f"{', '.join(seeds)}; {limit} reviews of up to 128 tokens, one epoch with validation and "
         "test, a saved model for each run. Frozen layers run once (`trainer.prefix_cache=fp16`). "
         "Seconds: from the start of the first command to the end of the last one, the median of "
-        f"{rounds} rounds. `ratio`: relative to single commands; median, minimum and maximum. Both "
-        "ways start each round with an empty cache and an empty MLflow store."
+        f"{rounds} rounds. `ratio`: relative to single commands; median, minimum and maximum. Each "
+        "way starts with an empty cache and an empty MLflow store. Two jobs at once have half of "
+        "the threads each (`hydra/launcher=joblib`)."
     )
-    return Section("The same runs, one after another", note, rows)
+    return Section("The same runs", note, rows)
 
 
 def write_experiment(folder: Path, name: str) -> None:

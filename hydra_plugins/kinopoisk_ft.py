@@ -107,6 +107,11 @@ class RayLauncher(EngineLauncher):
 
     engine = "kinopoisk_ft.sweeps.ray_jobs"
 
+    @classmethod
+    def check(cls, options: Any) -> None:
+        """Raise UserError if no jobs can be submitted now."""
+        import_module(cls.engine).check_cluster(options)
+
 
 @dataclass
 class RayConfig:

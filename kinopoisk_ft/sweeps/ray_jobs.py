@@ -50,6 +50,26 @@ class JobContext:
     )
 
 
+def check_cluster(options: Mapping[str, Any]) -> None:
+    """Check that jobs can be submitted now.
+
+    Raises:
+        UserError: there is no cluster, or no machine has enough resources for a job.
+    """
+    with connect(options["address"]):
+        total, wanted = ray.cluster_resources(), _resources_per_job(options)
+        machines = _machine_resources()
+    log.info("Ray cluster: %g cores, %g GPUs", total.get("CPU", 0), total.get("GPU", 0))
+    if not any(all(has.get(k, 0) >= v for k, v in wanted.items()) for has in machines):
+        room = "; ".join(f"{h.get('CPU', 0):g} cores, {h.get('GPU', 0):g} GPUs" for h in machines)
+        raise UserError(
+            f"no machine of the cluster has room for a job of {wanted['CPU']:g} cores and "
+            f"{wanted['GPU']:g} GPUs; the machines have {room}",
+            where="hydra.launcher.num_cpus, hydra.launcher.num_gpus",
+            fix="lower hydra.launcher.num_cpus or hydra.launcher.num_gpus",
+        )
+
+
 def count_parallel_jobs(options: Mapping[str, Any]) -> int:
     """Return how many jobs the cluster can run at the same time; at least 1."""
     with connect(options["address"]):
@@ -76,12 +96,11 @@ def launch_jobs(
         first: the number of the first job.
 
     Raises:
-        UserError: there is no cluster, or no machine has enough resources for a job.
+        UserError: there is no cluster.
         Stopped: a stop signal arrived.
     """
     with connect(options["address"]) as signals:
         resources = _resources_per_job(options)
-        _check_resources(resources)
         # Each job gets a new process (max_calls=1), because a process keeps memory, threads and the
         # CUDA context of its last job.
         task = ray.remote(
@@ -135,8 +154,6 @@ def connect(address: str | None) -> Iterator[StopSignals]:
                     fix="start one with `ray start --head`, or unset this option and RAY_ADDRESS",
                 ) from error
             ray.init("local", include_dashboard=False, object_store_memory=STORE, **how)
-        has = ray.cluster_resources()
-        log.info("Ray cluster: %g cores, %g GPUs", has.get("CPU", 0), has.get("GPU", 0))
         # `ray.init` has replaced the SIGTERM handler, so the handlers are installed again.
         with StopSignals() as signals:
             try:
@@ -182,18 +199,6 @@ def _resources_per_job(options: Mapping[str, Any]) -> dict[str, float]:
     if gpus is None:
         gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
     return {"CPU": options["num_cpus"], "GPU": gpus}
-
-
-def _check_resources(wanted: Mapping[str, float]) -> None:
-    machines = _machine_resources()
-    if not any(all(has.get(k, 0) >= v for k, v in wanted.items()) for has in machines):
-        room = "; ".join(f"{h.get('CPU', 0):g} cores, {h.get('GPU', 0):g} GPUs" for h in machines)
-        raise UserError(
-            f"no machine of the cluster has room for a job of {wanted['CPU']:g} cores and "
-            f"{wanted['GPU']:g} GPUs; the machines have {room}",
-            where="hydra.launcher.num_cpus, hydra.launcher.num_gpus",
-            fix="lower hydra.launcher.num_cpus or hydra.launcher.num_gpus",
-        )
 
 
 def job(context: JobContext, overrides: list[str], number: int) -> JobReturn:

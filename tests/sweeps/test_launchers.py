@@ -227,3 +227,5 @@ def test_resources_that_no_machine_of_ray_has_are_refused(tmp_path: Path) -> Non
     err = sweep.communicate()[1]
     assert sweep.returncode == 1
     assert "no machine of the cluster has room for a job of 1 cores and 99 GPUs" in err
+    # There is no empty parent run.
+    assert not (tmp_path / "mlflow.db").exists()
