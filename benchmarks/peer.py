@@ -68,6 +68,9 @@ def main() -> int:
     if unknown := set(names) - set(choices):
         parser.error(f"unknown work '{unknown.pop()}': choose from {', '.join(choices)}")
     if args.device:
+        for option in ("rounds", "precisions", "quick"):
+            if getattr(args, option) != parser.get_default(option):
+                parser.error(f"--{option} has no effect with --device: leave it out")
         rows = list(equal_flags.compare(args.device, names))
         sections = [Section("Training", equal_flags.NOTE, rows)]
         publish("Against a Hugging Face Trainer with equal flags", sections, args, "")

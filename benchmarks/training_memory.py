@@ -233,6 +233,8 @@ def main() -> None:
         "trainer.gradient_checkpointing=true. MiB: activations and gradients of a step. `time "
         f"ratio`: recomputed / stored; median, minimum and maximum of {args.rounds} pairs."
     )
+    if not args.model.exists():
+        print(f"skipped: {args.model} does not exist, so there is no row for {E5}; give --model")
     rows = [measure(case, args.rounds, args.model) for case in cases]
     section = Section("A training step with and without gradient checkpointing", note, rows)
     sections = [section]
