@@ -226,7 +226,7 @@ class PrefixCache:
         self, split: SplitNetwork, part: Examples, lengths: np.ndarray, batch_size: int
     ) -> Iterator[tuple[int, np.ndarray]]:
         # The longest reviews come first, so a lack of memory shows at the start.
-        batches = batch_by_length(part.lengths, batch_size)
+        batches = batch_by_length(part, batch_size)
         with Progress(0, len(batches)) as progress:
             for step, rows in enumerate(batches, start=1):
                 batch = part.pad(rows, self.pad_id)

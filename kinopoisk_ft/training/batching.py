@@ -52,6 +52,13 @@ class Examples:
         lengths = count_ids(self.input_ids)
         return lengths if self.windows is None else self.windows.count_tokens(lengths)
 
+    @property
+    def most_windows(self) -> int:
+        """The largest number of windows of a review; 1 if the reviews are not divided."""
+        if self.windows is None:
+            return 1
+        return int(self.windows.count(count_ids(self.input_ids)).max(initial=1))
+
     def pad(self, rows: Iterable[int], pad_id: int) -> dict[str, Tensor]:
         """Select the reviews with the indices `rows`, and pad them on the right.
 
@@ -132,19 +139,21 @@ def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def batch_by_length(examples: Examples, batch_size: int) -> list[np.ndarray]:
     """Return batches of row indices for evaluation, longest reviews first.
 
     The first batch has `batch_size` rows. Later batches have up to MAX_ROWS_FACTOR times as many
-    rows, but not more tokens (including padding) than the first batch.
+    rows, but not more tokens (including padding) than the first batch. If reviews are divided into
+    windows, the first batch has about `batch_size` windows, but at least one review.
     """
+    lengths = examples.lengths
     order = np.argsort(-lengths, kind="stable")
-    # Tokens of the first batch, with padding. An empty review counts as one token.
-    tokens = batch_size * max(1, int(lengths.max(initial=1)))
+    # Tokens of `batch_size` sequences, with padding. An empty review counts as one token.
+    tokens = batch_size * max(1, int(lengths.max(initial=1))) // examples.most_windows
     batches, start = [], 0
     while start < len(order):
         size = tokens // max(1, int(lengths[order[start]]))
-        size = min(size, MAX_ROWS_FACTOR * batch_size)
+        size = min(max(1, size), MAX_ROWS_FACTOR * batch_size)
         batches.append(order[start : start + size])
         start += size
     return batches
@@ -153,25 +162,30 @@ def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
     """Split a batch into as few micro-batches as possible.
 
-    A batch with at most `rows` rows is returned unchanged. Otherwise, the rows are sorted by
-    length, longest first.
+    A batch with at most `rows` rows (or windows) is returned unchanged. Otherwise, the rows are
+    sorted by length, longest first.
 
     Args:
         rows: maximum number of rows in the micro-batch with the longest review. A micro-batch of
-            shorter reviews may have more rows, but has about the same number of tokens.
+            shorter reviews may have more rows, but has about the same number of tokens. If reviews
+            are divided into windows, this is a number of windows. A review is never split, so a
+            micro-batch may have as many windows as the longest review.
         trim: whether to pad each micro-batch only to its longest review. This must be False if the
             output of the model depends on padding.
     """
     # (batch, length), or (batch, windows, length).
     mask = batch["attention_mask"]
-    if len(mask) <= rows:
+    sequences = mask.flatten(0, -2).any(1).sum() if mask.dim() == 3 else len(mask)
+    if sequences <= rows:
         return [batch]
-    # Tokens per row, including padding, in all windows.
-    size = mask[0].numel()
     # An empty review counts as one token, because `_pack_rows` divides by the lengths.
-    lengths = mask.flatten(1).sum(1).clamp(min=1) if trim else torch.full((len(mask),), size)
+    lengths = mask.flatten(1).sum(1).clamp(min=1)
+    if not trim:
+        lengths = torch.full_like(lengths, mask[0].numel())
     order = lengths.argsort(descending=True, stable=True)
-    sizes = _balance_sizes(lengths[order].tolist(), rows * size)
+    # Of a review with many windows, even a single one may have more tokens.
+    limit = max(rows * mask.shape[-1], int(lengths.max()))
+    sizes = _balance_sizes(lengths[order].tolist(), limit)
     columns = {key: value[order].split(sizes) for key, value in batch.items()}
     parts = ({key: values[i] for key, values in columns.items()} for i in range(len(sizes)))
     return [_trim(part) if trim else part for part in parts]

@@ -81,7 +81,7 @@ def _evaluate(
 ) -> tuple[dict[str, float], Tensor]:
     # Mask the same tokens in each evaluation, so that the losses of two epochs are comparable.
     rng = np.random.default_rng(0)
-    batches = batch_by_length(examples.lengths, batch_size)
+    batches = batch_by_length(examples, batch_size)
     losses, collected, count = [], [], 0.0
     with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for rows, batch in zip(batches, collated, strict=False):
@@ -144,7 +144,7 @@ def _predict(
 ) -> Tensor:
     # `collate` requires a generator, but draws nothing for a classifier.
     rng = np.random.default_rng(0)
-    batches = batch_by_length(examples.lengths, batch_size)
+    batches = batch_by_length(examples, batch_size)
     logits = []
     with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:

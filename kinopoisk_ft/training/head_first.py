@@ -114,7 +114,7 @@ def _compute_inputs(
         output = result
 
     hook = layer.register_forward_hook(record)
-    batches, rng = batch_by_length(examples.lengths, batch_size), np.random.default_rng(0)
+    batches, rng = batch_by_length(examples, batch_size), np.random.default_rng(0)
     state.model.eval()
     try:
         for rows in batches:

@@ -328,18 +328,18 @@ def compute_gradients(
     Each process computes a part of the rows.
 
     Args:
-        rows: see `split_batch`.
+        rows: maximum number of rows of each process in a forward pass; see `split_batch`.
     """
     # A previous attempt that ran out of memory may have left gradients.
     state.optimizer.zero_grad(set_to_none=True)
     count = sum(state.objective.count(batch) for batch in micro_batches)
     total = torch.zeros((), device=state.precision.device)
-    shards = [shard_batch(batch) for batch in micro_batches]
     trim = not depends_on_padding(state.model)
-    parts = [(part, counts) for shard, counts in shards for part in split_batch(shard, rows, trim)]
-    for number, (part, counts) in enumerate(parts, start=1):
+    # Batches are split first, because FSDP needs the same number of parts in all processes.
+    whole = [part for b in micro_batches for part in split_batch(b, rows * world_size(), trim)]
+    for number, (part, counts) in enumerate(map(shard_batch, whole), start=1):
         part = to_device(part, state.precision.device)
-        with sync_gradients(state.wrapped_model, number == len(parts)):
+        with sync_gradients(state.wrapped_model, number == len(whole)):
             with state.precision.autocast():
                 loss, _ = state.objective.loss_sum(state.wrapped_model, part)
                 # A row that does not count still takes part, because DDP and FSDP need all ranks.

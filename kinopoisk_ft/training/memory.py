@@ -114,31 +114,33 @@ def halve(rows: int) -> int:
 
 
 def fit_rows_to_memory(state: State, train: Examples) -> int:
-    """Return a micro-batch size that fits into memory.
+    """Return a micro-batch size that fits into memory, in rows or windows.
 
     On a CPU, the current size is halved until a training step is predicted to fit. The prediction
     uses a forward pass of the longest review. On other devices, and if FSDP has sharded the model,
     the current size is returned.
     """
-    rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
+    rows, windows = state.micro_batch_size, train.most_windows
+    longest = int(train.lengths.max(initial=1)) // windows
     # FSDP expects a backward pass after each forward pass, and frees the weights between layers.
     if state.precision.device.type != "cpu" or any(map(is_sharded, state.model.parameters())):
         return rows
     with preserve_state(state), explain_out_of_memory("training with a single row at once"):
         # Predicted peak of one row, in bytes, beyond the memory that is in use now.
-        row = PEAK_FACTOR * _count_saved_bytes(state, train)
+        row = PEAK_FACTOR * _count_saved_bytes(state, train) // windows
     weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
     # Gradients and moments. In a resumed run, the moments are already allocated.
     fixed = weights * (1 if state.optimizer.state else 1 + MOMENTS)
     left, fitting = measure_available_memory(), rows
-    while fitting > 1 and fixed + row * fitting > left:
+    # A micro-batch contains at least one review with all of its windows.
+    while fitting > 1 and fixed + row * max(fitting, windows) > left:
         fitting = halve(fitting)
     log.debug(
         "a step with %d rows of %d tokens needs up to %.0f MiB more, and %.0f MiB are free: %s",
-        rows, longest, (fixed + row * rows) / 2**20, left / 2**20,
+        rows, longest, (fixed + row * max(rows, windows)) / 2**20, left / 2**20,
         "it fits into memory" if fitting == rows else f"training uses {fitting} rows at once",
     )  # fmt: skip
-    if fixed + row > left:
+    if fixed + row * windows > left:
         log.warning(
             "memory may not suffice even for a single row, and the system may kill this process; "
             "to avoid this, lower data.max_length, use trainer.gradient_checkpointing=true or a "

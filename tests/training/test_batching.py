@@ -12,6 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.training.batching import Examples, batch_by_length, group_by_length
 from kinopoisk_ft.training.loop import training_batches
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
@@ -28,7 +29,7 @@ def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, 
     array = np.array(lengths)
     trained, evaluated = (
         group_by_length(array, batch_size, seed, 0),
-        batch_by_length(array, batch_size),
+        batch_by_length(Examples([[5] * length for length in lengths]), batch_size),
     )
     for batches in (trained, evaluated):
         assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
@@ -38,6 +39,18 @@ def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, 
     padded = [len(batch) * array[batch].max() for batch in evaluated]
     assert all(0 < tokens <= batch_size * max(lengths) for tokens in padded)
     assert all(len(batch) <= 8 * batch_size for batch in evaluated)
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), batch_size=st.integers(1, 9))
+def test_evaluation_counts_windows(lengths: list[int], batch_size: int) -> None:
+    """A batch has as many tokens as `batch_size` windows of 8 tokens, or a single review."""
+    windows = Windows(room=6, stride=4, max_windows=None, left=1, right=1)
+    examples = Examples([[5] * length for length in lengths], None, windows)
+    batches = batch_by_length(examples, batch_size)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    longest = min(8, max(lengths))
+    for rows in batches:
+        assert len(rows) == 1 or examples.lengths[rows].sum() <= batch_size * longest
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from networks import make
 from quick import quick
 from short_fit import short_fit
 
-from kinopoisk_ft.training.batching import depends_on_padding, split_batch
+from kinopoisk_ft.training import loop
+from kinopoisk_ft.training.batching import Examples, depends_on_padding, split_batch
+from kinopoisk_ft.training.distributed import processes
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.precision import Precision
 
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
@@ -62,6 +67,33 @@ def test_micro_batches_are_complete_balanced_and_within_the_limit(
     elif not trim:
         counts = [len(part["labels"]) for part in cut]
         assert max(counts) == -(-len(lengths) // len(cut))
+
+
+def test_all_processes_compute_the_same_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward passes of FSDP wait for each other, even if one process has shorter reviews."""
+    _, _, network, _ = make("bert_scratch")
+    batch = Examples([[5] * 30, *[[5] * 3] * 15], np.arange(16) % 2)
+    module, objective = network.module, Classification(0)
+    collated = objective.collate(batch, np.arange(16), np.random.default_rng(0))
+    state: Any = SimpleNamespace(
+        model=module, wrapped_model=module, objective=objective,
+        optimizer=torch.optim.SGD(module.parameters()),
+        precision=Precision("fp32", torch.device("cpu")),
+    )  # fmt: skip
+    monkeypatch.setattr(loop, "all_reduce_sum", lambda value: value)
+    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    rows: dict[int, list[int]] = {0: [], 1: []}
+    for rank in rows:
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        hook = module.register_forward_pre_hook(
+            lambda _, __, kwargs, rank=rank: rows[rank].append(len(kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+        loop.compute_gradients(state, [collated], 2)
+        hook.remove()
+    # In the first part, process 1 repeats the only row, which does not count there.
+    assert rows == {0: [1, 8], 1: [1, 7]}
 
 
 def test_pads_that_a_model_reads_stay(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from memory_child import train
 from short_fit import short_fit, weights
 from torch import nn
 
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.training import memory
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.memory import measure_available_memory
@@ -162,6 +163,18 @@ def test_one_row_goes_forward(tight: Callable[[float], list[int]], tmp_path: Pat
     passed = tight(1e6)
     assert short_fit(tmp_path, "trainer.max_steps=1")[0].micro_batch_size == 12
     assert passed[:2] == [1, 12]
+
+
+@pytest.mark.parametrize(("left", "rows"), [(31.0, 12), (29.0, 6), (11.0, 3), (9.0, 1)])
+def test_a_micro_batch_has_windows_instead_of_reviews(
+    left: float, rows: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A review has four windows of 2.5 MiB; a micro-batch of fewer windows has the same size."""
+    state, _ = short_fit(tmp_path, "trainer.max_steps=1")
+    train = Examples([[5] * 26], None, Windows(room=6, stride=6, max_windows=None, left=1, right=1))
+    monkeypatch.setattr(memory, "_count_saved_bytes", lambda *_: 10 * MIB // memory.PEAK_FACTOR)
+    monkeypatch.setattr(memory, "measure_available_memory", lambda: int(left * MIB))
+    assert memory.fit_rows_to_memory(state, train) == rows
 
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])

@@ -46,8 +46,12 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Compile the model now, with one training pass over `rows` copies of the longest review."""
+    """Compile the model now, with one training pass over `rows` copies of the longest review.
+
+    If reviews are divided into windows, `rows` is a number of windows; see `split_batch`.
+    """
     # The pass draws dropout masks and computes gradients, which must not affect training.
     with preserve_state(state):
         # PyTorch compiles the backward graph only when it first runs.
-        state.precision.backward(run_longest(state, state.wrapped_model, train, rows))
+        copies = max(1, rows // train.most_windows)
+        state.precision.backward(run_longest(state, state.wrapped_model, train, copies))
