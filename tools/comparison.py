@@ -37,6 +37,22 @@ STEPS = ["trainer.min_steps=200", "trainer.eval_every=100"]
 for labels in (100, 300, 1000):
     SETTINGS[f"film_{labels}"] = [*SETTINGS["film"], f"data.train_limit={labels}", *STEPS]
 LABELS = {"film_100": "100", "film_300": "300", "film_1000": "1,000", "film": "all 3,363"}
+# Which part of a review to read: as many tokens (or characters) from different places. In fp32,
+# because not every CPU is fast in bf16.
+PARTS = {"head": "start", "tail": "end", "head_tail": "a quarter start, the rest end"}
+for part in PARTS:
+    read = [f"data.truncation={part}", "data.max_length=256", "trainer.precision=fp32"]
+    SETTINGS |= {f"{split}_{part}": [*SETTINGS[split], *read] for split in ("film", "random")}
+READ = {
+    f"{split}_{part}": f"{TITLES[split]}: {title}"
+    for split in ("film", "random") for part, title in PARTS.items()
+}  # fmt: skip
+# The approaches of these runs.
+READERS = {
+    "head": "e5-small-ru, linear probe, 256 tokens",
+    "bert_scratch": "BERT from random weights, 256 tokens",
+    "tfidf_tail": "TF-IDF, 900 characters",
+}
 NAMES = {
     "full": "e5-small-ru, all weights (`adapter=none`)",
     "lora": "e5-small-ru, LoRA (`adapter=lora`)",
@@ -63,10 +79,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="jobs at the same time")
     args = parser.parse_args()
     if args.data is None:
-        print(f"{table(TITLES)}\n\n{table(LABELS)}")
+        print(f"{table(TITLES)}\n\n{table(LABELS)}\n\n{table(READ, READERS)}")
         return
     jobs = itertools.product(args.seeds, args.settings, args.approaches)
-    names = [Path(setting, f"{approach}-{seed}") for seed, setting, approach in jobs]
+    names = [
+        Path(setting, f"{approach}-{seed}")
+        for seed, setting, approach in jobs
+        if setting not in READ or approach in READERS
+    ]
     missing = [name for name in names if not (KEPT / name).exists()]
     print(f"{len(names) - len(missing)} of {len(names)} jobs are kept in {KEPT}")
     with ThreadPoolExecutor(args.workers) as pool:
@@ -133,18 +153,19 @@ def _without_times(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if not k.endswith(("_seconds", "_per_second"))}
 
 
-def table(settings: dict[str, str]) -> str:
+def table(settings: dict[str, str], names: dict[str, str] = NAMES) -> str:
     """Return the weighted test F1 of each approach.
 
     Args:
         settings: the column heading of each setting; settings without runs are left out.
+        names: the title of each approach.
     """
     settings = {name: title for name, title in settings.items() if (KEPT / name).exists()}
     lines = [
         "| approach | " + " | ".join(settings.values()) + " |",
         "|---" * (len(settings) + 1) + "|",
     ]
-    for approach, title in NAMES.items():
+    for approach, title in names.items():
         cells = (_cell(sorted((KEPT / setting).glob(f"{approach}-[0-9]"))) for setting in settings)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     majority = (_majority(next((KEPT / setting).iterdir())) for setting in settings)
