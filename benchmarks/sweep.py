@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
 import sys
 import tempfile
 import time
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from common.report import Section
 from common.sides import publish_table, run_process
-from common.timing import ratios, take_turns
 
 APPROACHES = {
     "full": "none",
@@ -38,10 +35,10 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
 def compare(args: argparse.Namespace) -> Section:
-    """Run the single commands and the sweeps alternately; return a section with a row for each."""
-    names, seeds, limit, rounds = list(APPROACHES), list(SEEDS), 200, 2
+    """Run the single commands and the sweeps once; return a section with a row for each."""
+    names, seeds, limit = list(APPROACHES), list(SEEDS), 200
     if args.quick:
-        names, limit, rounds = ["head"], 100, 1
+        names, limit = ["head"], 100
     common = ["model=encoder", f"model.name={args.model}", f"data.path={args.data}",
               f"data.limit={limit}", "data.max_length=128", "trainer.epochs=1"]  # fmt: skip
     single = [
@@ -53,23 +50,20 @@ def compare(args: argparse.Namespace) -> Section:
             write_experiment(Path(folder), name)
         # The first process reads the packages from the disk; it is not counted.
         train(folder, single[-1:])
-        turns = {SINGLE: partial(train, folder, single), SWEEP: partial(train, folder, sweep)}
+        seconds = {SINGLE: train(folder, single), SWEEP: train(folder, sweep)}
         if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
-            turns[PAIRS] = partial(train, folder, [[*sweep[0], *JOBLIB]])
-        seconds = take_turns(turns, rounds)
+            seconds[PAIRS] = train(folder, [[*sweep[0], *JOBLIB]])
     rows: list[dict[str, Any]] = [
-        {"way": way, "runs": len(single), "seconds": statistics.median(taken),
-         **ratios(taken, seconds[SINGLE])}
+        {"way": way, "runs": len(single), "seconds": taken, "ratio": taken / seconds[SINGLE]}
         for way, taken in seconds.items()
-    ]  # fmt: skip
+    ]
     note = (
         f"e5-small-ru with {', '.join(f'adapter={APPROACHES[n]}' for n in names)}; seeds "
         f"{', '.join(seeds)}; {limit} reviews of up to 128 tokens, one epoch with validation and "
         "test, a saved model for each run. Frozen layers run once (`trainer.prefix_cache=fp16`). "
-        "Seconds: from the start of the first command to the end of the last one, the median of "
-        f"{rounds} rounds. `ratio`: relative to single commands; median, minimum and maximum. Each "
-        "way starts with an empty cache and an empty MLflow store. Two jobs at once have half of "
-        "the threads each (`hydra/launcher=joblib`)."
+        "Seconds: from the start of the first command to the end of the last one, measured once. "
+        "`ratio`: relative to single commands. Each way starts with an empty cache and an empty "
+        "MLflow store. Two jobs at once have half of the threads each (`hydra/launcher=joblib`)."
     )
     return Section("The same runs", note, rows)
 
