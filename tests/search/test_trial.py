@@ -131,6 +131,7 @@ def test_a_failed_trial_stops_nothing_and_runs_again(
     assert {outcome.job for outcome in read_outcomes(place / "failing")} == {0, 3, 4, 5}
 
 
+@pytest.mark.slow
 def test_a_lost_trial_resumes_in_its_folder(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_lost_trial_resumes_in_its_folder(
     )
 
 
+@pytest.mark.slow
 def test_a_search_that_starts_over_keeps_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_search_that_is_refused_deletes_nothing(
     assert (folder / JOURNAL).read_text() == journal
 
 
+@pytest.mark.slow
 def test_a_second_search_in_a_folder_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -267,6 +267,7 @@ def test_a_finished_run_without_its_result_is_repeated(monkeypatch: pytest.Monke
     assert jobs.find_finished(prepared("tracking=offline"), Path()) is None
 
 
+@pytest.mark.slow
 def test_a_second_sweep_in_a_folder_changes_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def train(place: Path, *args: str) -> tuple[set[str], list[str], np.ndarray]:
     return names, reviews[found["row"]].tolist(), found[["p_minus", "p_plus"]].to_numpy()
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_the_model_of_the_first(place: Path) -> None:
     folder = place / "again" / "model"
     names, texts, expected = train(place, *BERT, "adapter=lora")

@@ -111,6 +111,7 @@ def test_a_database_that_is_locked_at_the_start(
     assert len(logged(MlflowClient(uri), made, "loss")) == 30
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_in_every_way(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

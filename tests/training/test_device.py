@@ -79,6 +79,7 @@ def test_handling_of_freed_memory_is_logged(
     assert tried == [asked]
 
 
+@pytest.mark.slow
 def test_returned_memory_is_not_fragmented(measured: list[float]) -> None:
     """At most one large tensor exists at a time, the largest of 11 MiB."""
     assert 10 < measured[1] < 16

@@ -147,6 +147,7 @@ def test_run_resumes_after_a_signal(
     assert not (here / name / "unfinished.json").exists()
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_and_never_starts_over(here: Path) -> None:
     args = [*RUN, "output_dir=other", "tracking=none", "seed=1"]
     args.remove("tracking.log_model=false")
