@@ -39,17 +39,16 @@ for labels in (100, 300, 1000):
 LABELS = {"film_100": "100", "film_300": "300", "film_1000": "1,000", "film": "all 3,363"}
 # Which part of a review to read: as many tokens (or characters) from different places. In fp32,
 # because not every CPU is fast in bf16.
-PARTS = {"head": "start", "tail": "end", "head_tail": "a quarter start, the rest end"}
+PARTS = {"head": "start", "tail": "end", "head_tail": "both"}
 for part in PARTS:
     read = [f"data.truncation={part}", "data.max_length=256", "trainer.precision=fp32"]
     SETTINGS |= {f"{split}_{part}": [*SETTINGS[split], *read] for split in ("film", "random")}
 READ = {
-    f"{split}_{part}": f"{TITLES[split]}: {title}"
+    f"{split}_{part}": f"{TITLES[split]}, {title}"
     for split in ("film", "random") for part, title in PARTS.items()
 }  # fmt: skip
-# The approaches of these runs.
+# The approaches of these runs. No pretrained encoder is among them.
 READERS = {
-    "head": "e5-small-ru, linear probe, 256 tokens",
     "bert_scratch": "BERT from random weights, 256 tokens",
     "tfidf_tail": "TF-IDF, 900 characters",
 }

@@ -80,7 +80,7 @@ def test_study_experiments_have_the_settings_of_the_study(name: str) -> None:
     lr, epochs, batch_size, max_length = STUDY[name]
     trainer = cfg["trainer"]
     assert (trainer["lr"], trainer["epochs"], trainer["batch_size"]) == (lr, epochs, batch_size)
-    assert cfg["data"]["max_length"] == max_length
+    assert (cfg["data"]["max_length"], cfg["data"]["truncation"]) == (max_length, "head")
     assert (trainer["warmup_steps"], trainer["weight_decay"], cfg["seed"]) == (100, 0.01, 42)
     assert trainer["head_lr"] is None
     if name == "study_mamba":

@@ -58,6 +58,8 @@ def test_the_readme_shows_the_table_of_these_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(root)
     tool = runpy.run_path(str(root / "tools/comparison.py"))
     assert tool["table"](tool["TITLES"]) in (root / "README.md").read_text("utf-8")
+    comparison = (root / "docs/comparison/README.md").read_text("utf-8")
+    assert tool["table"](tool["READ"], tool["READERS"]) in comparison
 
 
 @pytest.mark.slow
