@@ -52,7 +52,7 @@ def test_each_precision_of_the_comparison_alternates(monkeypatch: pytest.MonkeyP
         assert sides == ["peer", "project", "project", "peer"]
 
 
-def test_single_commands_and_sweeps_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_commands_and_sweeps_train_the_same_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = import_module("sweep")
     counts: list[int] = []
 
@@ -61,9 +61,10 @@ def test_single_commands_and_sweeps_alternate(monkeypatch: pytest.MonkeyPatch) -
         return 1.0
 
     monkeypatch.setattr(sweep, "train", train)
-    assert [row["runs"] for row in sweep.compare(arguments()).rows] == [10, 10]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    assert [row["runs"] for row in sweep.compare(arguments()).rows] == [15, 15, 15]
     # The first command is a warm-up.
-    assert counts == [1, 10, 1, 1, 10]
+    assert counts == [1, 15, 1, 1]
 
 
 def test_one_window_and_all_windows_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
