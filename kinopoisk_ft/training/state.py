@@ -40,7 +40,8 @@ class State:
             wrapper of `model`.
         steps: number of optimizer steps in the whole run. None until the end of training if the
             budget is in tokens or seconds.
-        micro_batch_size: rows in a forward pass of training; it is halved when memory runs out.
+        micro_batch_size: rows (or windows) in a forward pass of training; it is halved when memory
+            runs out.
     """
 
     model: nn.Module

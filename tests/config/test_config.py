@@ -74,6 +74,10 @@ def test_experiments_are_global(file: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("# @package _global_\n")
 
 
+def test_kinopoisk_reviews_are_read_from_the_end() -> None:
+    assert plain(compose_config(["data=kinopoisk"]))["data"]["truncation"] == "tail"
+
+
 @pytest.mark.parametrize("name", STUDY)
 def test_study_experiments_have_the_settings_of_the_study(name: str) -> None:
     cfg = plain(compose_config([f"experiment={name}"]))
